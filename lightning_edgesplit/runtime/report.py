@@ -1,0 +1,100 @@
+"""What a round was like: times by phase, bytes, and the spans that a timeline is drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PHASES = ("download", "forward", "uplink", "wait", "server", "downlink", "backward", "upload", "aggregation")
+"""Phases of a client's round, in their order: the download of its client-side model, then in each local step forward,
+uplink, wait (in the server's queue), server (until the gradient leaves), downlink and backward, then the upload of its
+client-side model and the wait for the aggregation."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One bar of the timeline.
+
+    Attributes:
+        client: Index of the client that it belongs to.
+        on_server: True for work on the server (phases "server" and "aggregation").
+        phase: One of `PHASES`.
+        start: Seconds since the round began.
+        end: Seconds since the round began.
+    """
+
+    client: int
+    on_server: bool
+    phase: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """One client's part of a round.
+
+    Attributes:
+        client: Index of the client.
+        name: Its name.
+        cut: Name of its cut layer.
+        share: Its fraction of the shared links.
+        uplink: Its rate towards the server, bit/s; None: not limited.
+        downlink: Its rate from the server, bit/s; None: not limited.
+        steps: Local steps that it took.
+        samples: Samples that it trained on.
+        seconds: Seconds by phase (keys from `PHASES`).
+        idle: Seconds in which it neither computed nor sent nor received.
+        bytes_up: Bytes that it sent, as they were on the wire.
+        bytes_down: Bytes that it received.
+        round_time: Seconds from the start of the round until the server had its client-side model.
+        predicted: The same, predicted when the round was planned.
+        overrun: Seconds by which this machine was too slow for the emulated client; 0 without emulation.
+    """
+
+    client: int
+    name: str
+    cut: str
+    share: float
+    uplink: float | None
+    downlink: float | None
+    steps: int
+    samples: int
+    seconds: dict[str, float]
+    idle: float
+    bytes_up: int
+    bytes_down: int
+    round_time: float
+    predicted: float
+    overrun: float = 0.0
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round.
+
+    Attributes:
+        index: Number of the round since the start of ``fit``, from 0.
+        epoch: The Trainer's epoch that it belongs to.
+        policy: Name of the policy that planned it.
+        clients: One report per client that took part.
+        seconds: Seconds from the start of the round to the end of the aggregation.
+        predicted: The same, predicted when the round was planned.
+        server_seconds: Seconds in which the server computed (steps, not aggregation).
+        aggregation_seconds: Seconds of the aggregation.
+        spans: The timeline.
+    """
+
+    index: int
+    epoch: int
+    policy: str
+    clients: tuple[ClientReport, ...]
+    seconds: float
+    predicted: float
+    server_seconds: float
+    aggregation_seconds: float
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+
+    @property
+    def slowest(self) -> ClientReport:
+        """The straggler: the client whose round took longest."""
+        return max(self.clients, key=lambda client: client.round_time)

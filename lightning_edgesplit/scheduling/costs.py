@@ -1,0 +1,75 @@
+"""What each cut costs: the numbers that every policy plans with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+END = "end"
+"""Name of the cut behind the last layer: the client runs the whole step, as in federated averaging."""
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """Costs of one cut. "Per sample" values times the batch size give those of one local step.
+
+    Attributes:
+        name: Name of the cut, as in ``cuts=``; `END` for the cut behind the last layer.
+        client_forward: FLOP per sample before the cut, forward.
+        client_backward: FLOP per sample before the cut, backward.
+        server: FLOP per sample behind the cut, forward and backward.
+        smashed: Bytes per sample that go up in a local step (smashed data and the labels with it).
+        gradient: Bytes per sample that come down in a local step.
+        step_up: Bytes that go up in every local step whatever its batch (frame, generator state).
+        step_down: Bytes that come down in every local step whatever its batch.
+        weights: Bytes of the client-side parameters and buffers, exchanged once per round in each direction.
+        memory_fixed: Bytes on the client that do not depend on the batch (parameters, gradients, optimizer state).
+        memory_per_sample: Bytes of activations that the client keeps for its backward pass, per sample.
+        client_forward_seconds: Measured on this machine with one thread, seconds per sample; None: not measured.
+        client_backward_seconds: The same for the client's backward pass and optimizer step.
+        server_seconds: Measured on this machine with the server's threads, forward and backward, seconds per sample.
+    """
+
+    name: str
+    client_forward: float
+    client_backward: float
+    server: float
+    smashed: float
+    gradient: float
+    weights: float
+    step_up: float = 0.0
+    step_down: float = 0.0
+    memory_fixed: float = 0.0
+    memory_per_sample: float = 0.0
+    client_forward_seconds: float | None = None
+    client_backward_seconds: float | None = None
+    server_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cuts of one model, shallow to deep, and how much each client has to do in a round.
+
+    Attributes:
+        cuts: One entry per valid cut, shallow to deep; the last is `END`.
+        batch: Samples in a local step, one number per client.
+        steps: Local steps per round, one number per client.
+
+    Raises:
+        ValueError: If there is no cut, or `batch` and `steps` differ in length.
+    """
+
+    cuts: tuple[CutCost, ...]
+    batch: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.cuts:
+            raise ValueError("costs need at least one cut: `find_cuts` names those of a module.")
+        if len(self.batch) != len(self.steps):
+            raise ValueError(f"batch has {len(self.batch)} entries and steps {len(self.steps)}: one per client each.")
+
+    def __getitem__(self, name: str) -> CutCost:
+        for cut in self.cuts:
+            if cut.name == name:
+                return cut
+        raise KeyError(name)
