@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Finding, proving and running cuts of any LightningModule, and what each cut costs."""
+
+from lightning_edgesplit.splitting.cuts import END, Cut, CutProfile, Cuts
+from lightning_edgesplit.splitting.find import find_cuts
+
+__all__ = ["END", "Cut", "CutProfile", "Cuts", "find_cuts"]
