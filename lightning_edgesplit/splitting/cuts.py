@@ -87,7 +87,8 @@ class Cut:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Cut:
         """The inverse of `to_json` (the profile stays where it was)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+        return cls(**values)
 
 
 class Cuts(list[Cut]):

@@ -69,7 +69,8 @@ def find_cuts(
     with _generators_kept():
         probe = Probe(module, batch, optimizer)
         recorder, changed = probe.record()
-        cuts, refused = [], {}
+        cuts: list[Cut] = []
+        refused: dict[str, str] = {}
         for candidate in candidates(recorder, changed):
             if isinstance(candidate, tuple):
                 refused.setdefault(candidate[0], candidate[1])
@@ -114,14 +115,14 @@ def copy_of(module: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.M
     return probe, copied
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOP, and refuses operations that mix real and meta tensors.
 
     ``real.add_(meta)`` is accepted by torch and does nothing: a wrong cut would look right.
     """
 
     def __init__(self, refuse_meta: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.refuse_meta = refuse_meta
 
@@ -152,8 +153,8 @@ class Probe:
         self._generator = torch.get_rng_state()
         with self._fresh(), _Watch() as forward:
             self.loss = loss_of(self._step(batch))
-        with saved_flops() as backward:
-            self.loss.backward()
+        with _Watch() as backward:
+            self.loss.backward()  # type: ignore[no-untyped-call]
         self.flops = forward.flops, backward.flops
         self.gradients = self._gradients()
         self.buffers = {name: buffer.clone() for name, buffer in self.sides.buffers.items()}
@@ -185,7 +186,7 @@ class Probe:
         self.optimizer.step()
         for name, weight in weights.items():
             self.sides.set(name, weight)
-        names = {p: name for name, p in self.sides.parameters.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.sides.parameters.items()}
         return {
             names[p]: sum(x.nbytes for x in tree_leaves(state) if isinstance(x, Tensor))
             for p, state in self.optimizer.state.items()
@@ -202,8 +203,8 @@ class Probe:
                 recorded.training_step(*step_arguments(recorded, self.batch, 0))  # type: ignore[operator]
         if other_generators != (random.getstate(), str(np.random.get_state())):
             raise ValueError(
-                "training_step draws random numbers from numpy or Python's `random`: their streams do not travel between"
-                " client and server. Draw them with torch, or in the dataset."
+                "training_step draws random numbers from numpy or Python's `random`: their streams do not travel"
+                " between client and server. Draw them with torch, or in the dataset."
             )
         return recorder, changed
 
@@ -240,14 +241,14 @@ class Probe:
                     watch.refuse_meta = False
                     loss = loss_of(self._step(batch))
                 server_forward = watch.flops
-                with saved_flops() as server_backward:
-                    loss.backward()
+                with _Watch() as server_backward:
+                    loss.backward()  # type: ignore[no-untyped-call]
         sides.collect()
         sides.place()
         if not received:
             raise ImpossibleCutError("the loss does not depend on its output")
-        with saved_flops() as client_backward:
-            output.backward(received[0])
+        with _Watch() as client_backward:
+            output.backward(received[0])  # type: ignore[no-untyped-call]
         error = self._difference(loss, everything)
         if not error <= TOLERANCE:
             raise ImpossibleCutError(f"split and uncut step differ by {error:.1e} of the largest gradient")
@@ -311,11 +312,6 @@ class Probe:
         cut = Cut(name=END, client=tuple(self.sides.names), private=private)
         whole = self._profile(cut, flops=(*self.flops, 0, 0), smashed=0, saved=saved[0])
         return replace(cut, profile=replace(whole, smashed_bytes=0.0, gradient_bytes=0.0))
-
-
-def saved_flops() -> _Watch:
-    """Counts the FLOP of a backward pass."""
-    return _Watch()
 
 
 @contextmanager

@@ -49,10 +49,10 @@ class Call:
 
 
 _READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__float__", "__int__", "__index__"}
-"""Functions that read data though they return no tensor; all others of that kind ask for a shape, a type and the like."""
+"""Functions that read data though they return no tensor; others of that kind ask for shapes, types and so on."""
 
 
-class Draws(TorchDispatchMode):
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that draw from a random generator."""
 
     count = 0
@@ -116,7 +116,7 @@ class Recorder(TorchFunctionMode):
         """Runs one operation and notes what it read and made."""
         kwargs = kwargs or {}
         self.time += 1
-        with Draws() as draws:
+        with Draws() as draws:  # type: ignore[no-untyped-call]
             output = func(*args, **kwargs)
         made = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
         name = getattr(func, "__name__", str(func))

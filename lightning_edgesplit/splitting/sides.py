@@ -13,7 +13,7 @@ class Sides:
 
     A shell has the shape and type of the real tensor and no data (it lives on the meta device), so code that runs
     with shells costs next to nothing and a mistake shows. Swapping replaces entries of the modules' dictionaries and
-    copies nothing; the real ``Parameter`` objects, which the optimizer holds, stay the same for the life of this object.
+    copies nothing; the real ``Parameter`` objects, which the optimizer holds, stay the same while this object lives.
 
     Attributes:
         parameters: The real parameters by name, each once (tied weights have one name).

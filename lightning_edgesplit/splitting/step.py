@@ -32,8 +32,8 @@ class _CutReached(BaseException):
 def patched(modules: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replaces ``forward`` on these instances, and restores it."""
     saved = {module: module.__dict__.get("forward") for module in modules}
-    for module, forward in modules.items():
-        module.__dict__["forward"] = forward
+    for module in modules:
+        module.__dict__["forward"] = modules[module]
     try:
         yield
     finally:
