@@ -1,0 +1,189 @@
+"""Frames between a client and the server: a fixed header of integers, a table of tensors, JSON, raw bytes.
+
+Nothing received is unpickled or evaluated, and every count, shape and size is checked before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
+
+from lightning_edgesplit.errors import ClientLostError
+
+MAGIC, VERSION = 0x45444745, 1
+DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+MAX_DIMS, MAX_TENSORS, MAX_JSON, MAX_BYTES = 8, 100_000, 1 << 24, 1 << 34
+_ROW = 2 + MAX_DIMS
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    ALIVE = 0
+    ROUND = 1
+    SMASHED = 2
+    GRADIENT = 3
+    UPLOAD = 4
+    SNAPSHOT = 5
+    FAILED = 6
+    STOP = 7
+    GOODBYE = 8
+
+
+@dataclass
+class Frame:
+    """One message.
+
+    Attributes:
+        kind: What it is for.
+        tensors: What it carries, on the CPU.
+        about: Plain numbers, strings and lists of them.
+    """
+
+    kind: Kind
+    tensors: Sequence[Tensor] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def encode(frame: Frame) -> tuple[Tensor, Tensor]:
+    """Header (int64 [6]) and body (uint8) of a frame.
+
+    Raises:
+        TypeError: If a tensor has a type that the wire does not know.
+    """
+    text = json.dumps(frame.about, allow_nan=False).encode() if frame.about else b""
+    table, parts = [], []
+    for tensor in frame.tensors:
+        if tensor.dtype not in DTYPES or tensor.ndim > MAX_DIMS:
+            raise TypeError(f"a tensor of type {tensor.dtype} with {tensor.ndim} dimensions cannot be sent: cast it.")
+        table += [DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape, *[0] * (MAX_DIMS - tensor.ndim)]
+        parts.append(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+    front = torch.tensor(table, dtype=torch.int64).view(torch.uint8)
+    body = torch.cat([front, torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else front[:0], *parts])
+    header = torch.tensor([MAGIC, VERSION, frame.kind, len(frame.tensors), len(text), body.numel()])
+    return header, body
+
+
+def body_bytes(header: Tensor) -> int:
+    """Bytes of the body that a header announces.
+
+    Raises:
+        ValueError: If it is no header of this version, or announces more than the bounds.
+    """
+    magic, version, kind, count, text, size = header.tolist()
+    if magic != MAGIC or version != VERSION:
+        raise ValueError(f"not a frame of version {VERSION} (magic {magic:#x}, version {version})")
+    bounds = ((kind, max(Kind)), (count, MAX_TENSORS), (text, MAX_JSON), (size, MAX_BYTES))
+    if any(not 0 <= value <= bound for value, bound in bounds) or count * _ROW * 8 + text > size:
+        raise ValueError(f"a frame beyond the bounds: {count} tensors, {text} bytes of text, {size} bytes in all")
+    return int(size)
+
+
+def decode(header: Tensor, body: Tensor) -> Frame:
+    """The inverse of `encode`. The tensors own their memory.
+
+    Raises:
+        ValueError: If table and sizes do not fit each other.
+    """
+    _, _, kind, count, text, size = header.tolist()
+    at = count * _ROW * 8
+    table = body[:at].clone().view(torch.int64).reshape(count, _ROW).tolist() if count else []
+    about = json.loads(bytes(body[at : at + text].tolist())) if text else {}
+    at += text
+    tensors = []
+    for dtype, ndim, *dims in table:
+        if not (0 <= dtype < len(DTYPES) and 0 <= ndim <= MAX_DIMS and all(0 <= d <= size for d in dims[:ndim])):
+            raise ValueError(f"a tensor of type {dtype} and shape {dims[:ndim]} cannot be")
+        length = math.prod(dims[:ndim]) * DTYPES[dtype].itemsize
+        if at + length > size:
+            raise ValueError("the tensors of a frame are longer than the frame")
+        tensors.append(body[at : at + length].clone().view(DTYPES[dtype]).reshape(dims[:ndim]))
+        at += length
+    if at != size:
+        raise ValueError(f"a frame of {size} bytes holds {at}")
+    return Frame(Kind(kind), tensors, about)
+
+
+class Link:
+    """One client's connection: a gloo group of two, on loopback.
+
+    Args:
+        store: The rendezvous store.
+        client: Index of the client.
+        on_server: Which end this is.
+        timeout: Seconds without a sign of life after which the other end counts as lost.
+
+    Attributes:
+        sent: Bytes sent so far, headers included.
+        received: Bytes received so far, headers included.
+
+    Raises:
+        ClientLostError: If the other end does not connect in time.
+    """
+
+    def __init__(self, store: Store, client: int, on_server: bool, timeout: float) -> None:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+        options._timeout = timedelta(seconds=timeout)
+        self.client, self._peer, self._timeout = client, int(on_server), timeout
+        self.sent = self.received = 0
+        self._lock = threading.Lock()
+        try:
+            self._group: Any = ProcessGroupGloo(PrefixStore(f"client{client}/0", store), 1 - self._peer, 2, options)
+        except RuntimeError as error:
+            raise ClientLostError(f"client {client} did not connect within {timeout} s (`timeout`): {error}") from error
+
+    def send(self, frame: Frame) -> None:
+        """Sends a frame; may be called from several threads.
+
+        Raises:
+            ClientLostError: If the other end is gone.
+        """
+        header, body = encode(frame)
+        with self._lock:
+            try:
+                self._group.send([header], self._peer, 0).wait()
+                if body.numel():
+                    self._group.send([body], self._peer, 0).wait()
+            except RuntimeError as error:
+                raise self._lost(error) from error
+            self.sent += header.nbytes + body.nbytes
+
+    def receive(self) -> Frame:
+        """Waits for the next frame that is more than a sign of life; call it from one thread.
+
+        Raises:
+            ClientLostError: If the other end is gone, or silent for longer than `timeout`.
+            ValueError: If it sends what is no frame.
+        """
+        while True:
+            header = torch.empty(6, dtype=torch.int64)
+            try:
+                self._group.recv([header], self._peer, 0).wait()
+                body = torch.empty(body_bytes(header), dtype=torch.uint8)
+                if body.numel():
+                    self._group.recv([body], self._peer, 0).wait()
+            except RuntimeError as error:
+                raise self._lost(error) from error
+            self.received += header.nbytes + body.nbytes
+            frame = decode(header, body)
+            if frame.kind is not Kind.ALIVE:
+                return frame
+
+    def _lost(self, error: Exception) -> ClientLostError:
+        return ClientLostError(
+            f"client {self.client} is gone, or gave no sign of life for {self._timeout} s (`timeout`): {error}"
+        )
