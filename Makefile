@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup test lint
+.PHONY: help setup demo test lint
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
@@ -20,3 +20,6 @@ lint: .venv/ready ## style, format, types and direction of imports
 
 test: lint ## lint, then all tests
 	$(BIN)/pytest
+
+demo: .venv/ready ## train ResNet-18 split across four clients
+	$(BIN)/python recipes/demo.py

@@ -139,7 +139,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
         if not module.automatic_optimization:
             raise ValueError(
-                "automatic_optimization=False does not work with EdgeSplitStrategy: client and server step by themselves."
+                "automatic_optimization=False does not work with EdgeSplitStrategy: both sides step by themselves."
             )
 
     def _start(self, module: pl.LightningModule, loaders: Any, cuts: list[Cut], sample: Any, seed: int) -> None:
@@ -239,7 +239,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
         state = super().optimizer_state(optimizer)
-        return {**state, "state": {}}  # type: ignore[dict-item]  # half of it is the clients': plain Lightning starts it anew
+        return {**state, "state": {}}  # type: ignore[dict-item]  # the rest is on the clients
 
     @override
     def on_train_end(self) -> None:

@@ -59,7 +59,8 @@ class Client:
         except _Stopped:
             self.link.send(Frame(Kind.GOODBYE))
         except Exception as error:
-            self.link.send(Frame(Kind.FAILED, about={"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-8000:]}))  # fmt: skip  # noqa: E501
+            about = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-8000:]}
+            self.link.send(Frame(Kind.FAILED, about=about))
         finally:
             self._ended.set()
 

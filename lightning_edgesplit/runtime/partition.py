@@ -16,7 +16,7 @@ def iid(samples: int, clients: int, seed: int) -> list[list[int]]:
         ValueError: If there are more clients than samples.
     """
     if clients > samples:
-        raise ValueError(f"clients={clients} for {samples} training samples: every client needs one.")
+        raise ValueError(f"clients={clients} for {samples} training samples: give fewer.")
     if clients == 1:
         return [list(range(samples))]
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
@@ -26,7 +26,7 @@ def iid(samples: int, clients: int, seed: int) -> list[list[int]]:
 def rebuild(loader: Any, parts: Sequence[Sequence[int]], seed: int) -> list[DataLoader[Any]]:
     """One loader per part of the user's dataset, with the user's batch size, collate function and drop_last.
 
-    Shuffling is kept, seeded by `seed` and the client's number; one client alone draws as the user's loader would.
+    Shuffling is kept, seeded by `seed` and the client's number; one client alone draws as the user's loader.
 
     Raises:
         TypeError: If the loader is not a map-style DataLoader with torch's own samplers.
@@ -38,8 +38,8 @@ def rebuild(loader: Any, parts: Sequence[Sequence[int]], seed: int) -> list[Data
         )
     if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise TypeError(
-            f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot be divided among clients:"
-            " use shuffle=True or False."
+            f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot be divided among"
+            " clients: use shuffle=True or False."
         )
     return [
         DataLoader(
