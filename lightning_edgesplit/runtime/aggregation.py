@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def weighted_mean(tensors: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+def weighted_mean(tensors: Sequence[Tensor], samples: Sequence[float]) -> Tensor:
     """Σ_k (n_k / n) w_k, the server's update in FedAvg (McMahan et al. 2017, arXiv:1602.05629, Algorithm 1).
 
     Args:

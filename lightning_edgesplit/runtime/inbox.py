@@ -1,0 +1,130 @@
+"""What arrives on one or more links, in the order in which it comes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_edgesplit.errors import ClientFailedError
+from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+
+LAST = (Kind.GOODBYE, Kind.FAILED, Kind.STOP)
+"""Frames after which nothing more is read from a link."""
+
+
+@dataclass
+class Letter:
+    """A frame that arrived.
+
+    Attributes:
+        link: Index of the link that it came on.
+        frame: The frame.
+        arrived: When it had arrived, on this process's monotonic clock, seconds.
+    """
+
+    link: int
+    frame: Frame
+    arrived: float
+
+
+class Inbox:
+    """One receiving thread per link feeds one queue.
+
+    gloo closes a pair for good when a receive times out, so links are not polled: a thread waits on each.
+
+    Args:
+        links: The links to receive from.
+        names: How errors call the other ends.
+    """
+
+    def __init__(self, links: Sequence[Link], names: Sequence[str]) -> None:
+        self._links, self._names = links, names
+        self._queue: queue.SimpleQueue[tuple[int, Letter | Exception]] = queue.SimpleQueue()
+        self._held: list[Letter] = []
+        self._threads = [
+            threading.Thread(target=self._receive, args=(k,), name=f"from {name}", daemon=True)
+            for k, name in enumerate(names)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _receive(self, link: int) -> None:
+        try:
+            while True:
+                frame = self._links[link].receive()
+                self._queue.put((link, Letter(link, frame, time.monotonic())))
+                if frame.kind in LAST:
+                    return
+        except Exception as error:  # told to the thread that waits for this link
+            self._queue.put((link, error))
+
+    def next(self, *kinds: Kind, link: int | None = None) -> Letter:
+        """Waits for the next frame of one of these kinds; others are held back in their order.
+
+        Args:
+            kinds: What is waited for.
+            link: Where it must come from; None: anywhere.
+
+        Raises:
+            ClientFailedError: If a client reports an exception of its own.
+            ClientLostError: If a link is gone; the link's time limit ends the wait.
+        """
+        while True:
+            letter = self._pick(kinds, link)
+            if letter is not None:
+                return letter
+            self._take(*self._queue.get())
+
+    def poll(self, *kinds: Kind) -> Letter | None:
+        """The next frame of one of these kinds if one has arrived; does not wait. Raises what `next` raises."""
+        while True:
+            letter = self._pick(kinds, None)
+            if letter is not None:
+                return letter
+            try:
+                self._take(*self._queue.get_nowait())
+            except queue.Empty:
+                return None
+
+    def waiting(self, kind: Kind) -> int:
+        """How many frames of that kind have arrived and were not asked for yet."""
+        letter = self.poll(kind)
+        if letter is not None:
+            self._held.insert(0, letter)
+        while not self._queue.empty():
+            self._take(*self._queue.get())
+        return sum(letter.frame.kind is kind for letter in self._held)
+
+    def explain(self, link: int, error: Exception) -> Exception:
+        """Why a link broke: the client's own report of its failure where there is one, else `error`."""
+        self._threads[link].join(timeout=5)  # it reads what is left, then ends: the link is broken
+        while not self._queue.empty():
+            _, got = self._queue.get()
+            if isinstance(got, Letter) and got.link == link and got.frame.kind is Kind.FAILED:
+                return self._failure(got)
+        return error
+
+    def join(self) -> None:
+        """Waits for the receiving threads, which end with the last frame of each link."""
+        for thread in self._threads:
+            thread.join()
+
+    def _pick(self, kinds: tuple[Kind, ...], link: int | None) -> Letter | None:
+        for at, letter in enumerate(self._held):
+            if letter.frame.kind in kinds and link in (None, letter.link):
+                return self._held.pop(at)
+        return None
+
+    def _take(self, link: int, got: Letter | Exception) -> None:
+        if isinstance(got, Exception):
+            raise got
+        if got.frame.kind is Kind.FAILED:
+            raise self._failure(got)
+        self._held.append(got)
+
+    def _failure(self, letter: Letter) -> ClientFailedError:
+        about = letter.frame.about
+        return ClientFailedError(f"{self._names[letter.link]} failed: {about['error']}\n{about['traceback']}")

@@ -1,0 +1,78 @@
+"""Optimizer states on the wire: tensors in the frame, plain numbers beside them, nothing pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_edgesplit.runtime.aggregation import weighted_mean
+
+State = dict[str, dict[str, Any]]
+"""Optimizer state by parameter name, then by the optimizer's own key (``momentum_buffer``, ``exp_avg``, …)."""
+
+
+def pack(state: State) -> tuple[list[Any], list[Tensor]]:
+    """A state as JSON and tensors.
+
+    Raises:
+        TypeError: If the state of an optimizer holds more than tensors and plain values.
+    """
+    about: list[Any] = []
+    tensors: list[Tensor] = []
+    for name, entries in state.items():
+        plain: dict[str, Any] = {}
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors.append(value)
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                plain[key] = value
+            else:
+                raise TypeError(
+                    f"the optimizer keeps a {type(value).__name__} as {key!r} of {name}, which cannot travel between"
+                    " client and server: use an optimizer whose state is tensors and numbers, or fixed cuts."
+                )
+        about.append([name, [key for key, value in entries.items() if isinstance(value, Tensor)], plain])
+    return about, tensors
+
+
+def unpack(about: Sequence[Any], tensors: Iterable[Tensor]) -> State:
+    """The inverse of `pack`; takes its tensors from the front of `tensors`."""
+    rest = iter(tensors)
+    return {name: {**{key: next(rest) for key in keys}, **plain} for name, keys, plain in about}
+
+
+def take(optimizer: Optimizer, parameters: dict[str, nn.Parameter], names: Iterable[str]) -> State:
+    """Removes the state of these parameters from an optimizer, and returns it."""
+    found = _present(optimizer.state, parameters, names)
+    return {name: optimizer.state.pop(parameters[name]) for name in found}
+
+
+def read(state: dict[Any, Any], parameters: dict[str, nn.Parameter], names: Iterable[str]) -> State:
+    """The state of these parameters in an optimizer's ``state``; nothing is copied."""
+    return {name: state[parameters[name]] for name in _present(state, parameters, names)}
+
+
+def _present(state: dict[Any, Any], parameters: dict[str, nn.Parameter], names: Iterable[str]) -> Iterator[str]:
+    return (name for name in list(names) if name in parameters and parameters[name] in state)
+
+
+def weighted_mean_of_states(states: Sequence[State], weights: Sequence[float]) -> State:
+    """Σ_k (n_k / n) s_k entry by entry, over the clients that have the entry; what is not a tensor is the first's."""
+    mean: State = {}
+    for name in dict.fromkeys(name for state in states for name in state):
+        having = [(state[name], n) for state, n in zip(states, weights, strict=True) if name in state and n > 0]
+        if not having:
+            continue
+        mean[name] = {}
+        for key in dict.fromkeys(key for entries, _ in having for key in entries):
+            values = [(entries[key], n) for entries, n in having if entries.get(key) is not None]
+            if values and isinstance(values[0][0], Tensor):
+                with torch.no_grad():
+                    mean[name][key] = weighted_mean([value for value, _ in values], [n for _, n in values])
+            else:
+                mean[name][key] = values[0][0] if values else None
+    return mean
