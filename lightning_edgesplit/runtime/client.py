@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_edgesplit.errors import ClientLostError
+from lightning_edgesplit.runtime import states
+from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.throttle import Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import batch_size, flatten, loss_of, step_arguments
@@ -28,18 +33,32 @@ class Client:
     Args:
         module: The LightningModule; only its client-side part is kept in memory.
         optimizer: Its optimizer.
-        loader: This client's own batches.
+        loader: This client's own batches; anything with a length.
         link: The connection to the server.
         heartbeat: Seconds between two signs of life.
+        prepare: Makes of what the loader yields what ``training_step`` takes.
+        on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: Optimizer, loader: Iterable[Any], link: Link, heartbeat: float
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        loader: Iterable[Any],
+        link: Link,
+        heartbeat: float,
+        prepare: Callable[[Any], Any] = lambda batch: batch,
+        on_round: Callable[[int, int], None] = lambda epoch, step: None,
     ) -> None:
         self.module, self.optimizer, self.loader, self.link = module, optimizer, loader, link
+        self.prepare, self.on_round = prepare, on_round
         self.sides = Sides(module)
+        self.cut: Cut | None = None
+        self.throttle = Throttle()
+        self._inbox = Inbox([link], ["the server"])
         self._heartbeat, self._ended = heartbeat, threading.Event()
         self._batches: Iterator[tuple[int, Any]] = iter(())
+        self._samples = 0
         self._logged: list[list[Any]] = []
         module.__dict__["log"] = self._log
 
@@ -49,86 +68,168 @@ class Client:
         self._logged.append([name, number, plain])
 
     def run(self) -> None:
-        """Obeys the server until it says stop. An exception is told to the server, as text."""
-        pulse = threading.Thread(target=self._beat, daemon=True)
-        pulse.start()
+        """Obeys the server until it says stop. An exception is told to the server, as text, and raised here."""
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
         try:
+            self.link.send(Frame(Kind.HELLO, about=self._greeting()))
             while True:
-                frame = self._await(Kind.ROUND)
-                self._round(frame)
+                self._round(self._await(Kind.ROUND))
         except _Stopped:
             self.link.send(Frame(Kind.GOODBYE))
+        except ClientLostError:
+            raise  # the server is gone: nobody to tell
         except Exception as error:
             about = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-8000:]}
             self.link.send(Frame(Kind.FAILED, about=about))
+            raise
         finally:
             self._ended.set()
 
+    def _greeting(self) -> dict[str, Any]:
+        """How much data there is here."""
+        try:
+            batches = len(self.loader)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TypeError(
+                f"the training loader of this client ({type(self.loader).__name__}) has no length: a round needs to know"
+                " its local steps. Give the dataset a __len__."
+            ) from error
+        batch = getattr(self.loader, "batch_size", None)
+        samples = len(getattr(self.loader, "dataset", ())) or batches * (batch or 1)
+        return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
+
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat):
-            self.link.send(Frame(Kind.ALIVE))
+            try:
+                self.link.send(Frame(Kind.ALIVE))
+            except ClientLostError:
+                return  # the thread that receives has the same news
 
-    def _await(self, kind: Kind) -> Frame:
-        """The next frame of that kind; answers requests for a snapshot meanwhile."""
+    def _await(self, kind: Kind) -> Letter:
+        """The next order of that kind; answers requests for a snapshot meanwhile."""
         while True:
-            frame = self.link.receive()
-            if frame.kind is kind:
-                return frame
-            if frame.kind is Kind.SNAPSHOT:
-                self.link.send(Frame(Kind.SNAPSHOT, self._weights()))
-            elif frame.kind is Kind.STOP:
-                raise _Stopped
-            else:
-                raise ValueError(f"the server sent {frame.kind.name} where {kind.name} was expected")
+            letter = self._inbox.next(kind, Kind.SNAPSHOT, Kind.STOP)
+            if letter.frame.kind is kind:
+                return letter
+            self._obey(letter)
+
+    def _obey(self, letter: Letter) -> None:
+        if letter.frame.kind is Kind.STOP:
+            raise _Stopped
+        about = {"samples": self._samples}
+        tensors = self._weights() if letter.frame.about["weights"] else []
+        if letter.frame.about["state"]:
+            about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))  # type: ignore[assignment]
+            tensors += state
+        self.link.send(Frame(Kind.SNAPSHOT, tensors, about))
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return self.cut.client if self.cut is not None else ()
 
     def _weights(self) -> list[Tensor]:
-        return [self.sides.real(name).detach() for name in self.cut.client]
+        return [self.sides.real(name).detach() for name in self._own]
 
-    def _round(self, order: Frame) -> None:
-        self.cut = Cut.from_json(order.about["cut"])
+    def _round(self, order: Letter) -> None:
+        about = order.frame.about
+        self.throttle = Throttle(Emulation(**about["emulation"]) if about["emulation"] else None)
+        self.throttle.received(order.frame.size, order.arrived)
+        downloaded = time.monotonic()
+        self.on_round(about["epoch"], about["global_step"])
+        self._take_over(order.frame)
+        if about["new_epoch"]:
+            self._batches = iter(enumerate(self.loader))
+        self._samples = 0
+        records = [self._step(about["paced"]) for _ in range(about["steps"])]
+        upload = time.monotonic()
+        tensors, state = self._weights(), []
+        if about["upload_state"]:
+            state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
+            tensors += more
+        tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, 5))
+        times = {"received": order.arrived, "downloaded": downloaded, "upload": upload}
+        done = {"samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state}
+        self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
+
+    def _take_over(self, order: Frame) -> None:
+        """Takes this round's cut, weights and moved optimizer states; hands over those that now are the server's."""
+        before, self.cut = self._own, Cut.from_json(order.about["cut"])
+        rest = iter(order.tensors)
+        for name in self.cut.client:
+            self.sides.set(name, next(rest))
+        if order.about["fresh_state"]:
+            self.optimizer.state.clear()
+        else:
+            left = [name for name in before if name not in self.cut.client]
+            if any(name in self.sides.parameters for name in left):
+                about, tensors = states.pack(states.take(self.optimizer, self.sides.parameters, left))
+                self.link.send(Frame(Kind.HANDOVER, tensors, {"state": about}))
+        for name, entries in states.unpack(order.about["state"], rest).items():
+            self.optimizer.state[self.sides.parameters[name]] = entries
+        self._set_groups(order.about["groups"])
         away = set(self.sides.names) - set(self.cut.client)
-        for name, tensor in zip(self.cut.client, order.tensors, strict=True):
-            self.sides.set(name, tensor)
         for name in away:
             self.sides.release(name)
         self.sides.place(away)
-        if order.about["new_epoch"]:
-            self._batches = iter(enumerate(self.loader))
-        samples = 0
-        for _ in range(order.about["steps"]):
-            index, batch = next(self._batches)
-            samples += batch_size(batch)
-            self.optimizer.zero_grad()
-            self._logged.clear()
-            (self._whole_step if self.cut.name == END else self._split_step)(batch, index)
-            self.sides.collect()
-        self.link.send(Frame(Kind.UPLOAD, self._weights(), {"samples": samples}))
 
-    def _split_step(self, batch: Any, index: int) -> None:
-        smashed = run_client_side(self.module, self.cut.path, batch, index)
+    def _step(self, paced: bool) -> list[float]:
+        """One local step; its times: begin, forward done, smashed data through, gradient here, backward done."""
+        while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
+            self._obey(letter)
+        begin = time.monotonic()
+        index, batch = next(self._batches)
+        batch = self.prepare(batch)
+        self.optimizer.zero_grad()
+        self._logged.clear()
+        assert self.cut is not None
+        whole = self.cut.name == END
+        about = {"index": index, "samples": batch_size(batch), "logged": self._logged}
+        times = (self._whole_step if whole else self._split_step)(begin, batch, about, paced)
+        self.sides.collect()
+        self._samples += about["samples"]  # type: ignore[operator]
+        return [begin, *times]
+
+    def _split_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
+        assert self.cut is not None
+        smashed = run_client_side(self.module, self.cut.path, batch, about["index"])
+        self.throttle.forward(begin, about["samples"])
+        forward = time.monotonic()
         leaves = flatten(batch)[0]
         tensors = [smashed.detach(), *(leaves[i] for i in self.cut.sent if isinstance(leaves[i], Tensor))]
         if self.cut.random:
             tensors.append(torch.get_rng_state())
-        shapes = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
-        about = {"index": index, "shapes": shapes, "logged": self._logged, "samples": batch_size(batch)}
-        self.link.send(Frame(Kind.SMASHED, tensors, about))
+        about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
+        self.link.send(Frame(Kind.SMASHED, tensors, about), pace=self.throttle.sending)
+        sent = time.monotonic()
         answer = self._await(Kind.GRADIENT)
+        self.throttle.received(answer.frame.size, answer.arrived)
+        received = time.monotonic()
         if self.cut.random:
-            torch.set_rng_state(answer.tensors[1])
-        smashed.backward(answer.tensors[0])  # type: ignore[no-untyped-call]
-        self._step(answer)
-
-    def _whole_step(self, batch: Any, index: int) -> None:
-        loss = loss_of(self.module.training_step(*step_arguments(self.module, batch, index)))  # type: ignore[operator]
-        about = {"index": index, "loss": float(loss.detach()), "logged": self._logged, "samples": batch_size(batch)}
-        self.link.send(Frame(Kind.SMASHED, (), about))
-        answer = self._await(Kind.GRADIENT)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._step(answer)
-
-    def _step(self, answer: Frame) -> None:
-        """The optimizer step, with the hyper-parameters that the server uses for its own."""
-        for group, values in zip(self.optimizer.param_groups, answer.about["groups"], strict=True):
-            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            torch.set_rng_state(answer.frame.tensors[1])
+        smashed.backward(answer.frame.tensors[0])  # type: ignore[no-untyped-call]
+        self._set_groups(answer.frame.about["groups"])
         self.optimizer.step()
+        self.throttle.backward(received, about["samples"])
+        return [forward, sent, received, time.monotonic()]
+
+    def _whole_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
+        """The cut behind the last layer: nothing but numbers for the server's log goes out, outside emulated time.
+
+        Only under a schedule per step the answer is waited for, since the next rate is in it.
+        """
+        loss = loss_of(self.module.training_step(*step_arguments(self.module, batch, about["index"])))  # type: ignore[operator]
+        self.throttle.forward(begin, about["samples"])
+        forward = time.monotonic()
+        self.link.send(Frame(Kind.SMASHED, (), {**about, "loss": float(loss.detach())}))
+        if paced:
+            self._set_groups(self._await(Kind.GRADIENT).frame.about["groups"])
+        begun = time.monotonic()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.throttle.backward(begun, about["samples"])
+        return [forward, forward, begun, time.monotonic()]
+
+    def _set_groups(self, groups: list[dict[str, Any]]) -> None:
+        """The optimizer's hyper-parameters as the server has them."""
+        for group, values in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update({key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

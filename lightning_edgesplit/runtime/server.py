@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import TreeSpec
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
+from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.aggregation import weighted_mean
+from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import unflatten
@@ -23,15 +27,58 @@ from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import ServerSide
 
 
-class Seat:
-    """What the server keeps of one client: its link, its cut, its server-side model and optimizer state."""
+@dataclass(frozen=True)
+class Orders:
+    """What one client is told at the start of a round.
 
-    def __init__(self, link: Link, cut: Cut, module: nn.Module) -> None:
-        self.link, self.cut = link, cut
-        self.state: dict[Any, Any] = defaultdict(dict)
+    Attributes:
+        cut: Its cut in this round.
+        steps: Local steps to take.
+        emulation: How fast to be; None: as fast as it can.
+        server_seconds: Emulated seconds per sample from arrival at the server's side to the gradient; None: not emulated.
+    """
+
+    cut: Cut
+    steps: int
+    emulation: Emulation | None = None
+    server_seconds: float | None = None
+
+
+@dataclass
+class Service:
+    """When an arrival was served, monotonic clock, seconds: arrived, begun, gradient sent, done."""
+
+    arrived: float
+    begun: float
+    sent: float = 0.0
+    done: float = 0.0
+
+
+class Seat:
+    """What the server keeps of one client: link and orders, its server-side model and optimizer state, its times."""
+
+    def __init__(self, name: str, link: Link) -> None:
+        self.name, self.link = name, link
+        self.orders: Orders | None = None
         self.model: dict[str, Tensor] = {}
-        self.samples = 0
-        self.side = None if cut.name == END else ServerSide(module, cut.path)
+        self.state: dict[Any, Any] = defaultdict(dict)
+        self.sides: dict[tuple[str, ...], ServerSide] = {}
+        self.left = 0
+        self.handover = False
+        self.services: list[Service] = []
+        self.bytes_before = (0, 0)
+
+    @property
+    def cut(self) -> Cut:
+        """Its cut in this round."""
+        assert self.orders is not None
+        return self.orders.cut
+
+    def server_side(self, module: nn.Module) -> ServerSide:
+        """What runs the step behind its cut; kept, with what it remembers, for when the cut comes back."""
+        if self.cut.path not in self.sides:
+            self.sides[self.cut.path] = ServerSide(module, self.cut.path)
+        return self.sides[self.cut.path]
 
 
 class Server:
@@ -41,12 +88,18 @@ class Server:
         module: The LightningModule that the Trainer trains.
         optimizer: Its optimizer.
         links: One per client.
-        cuts: One per client.
+        names: One per client.
         sample: Leaves and structure of a sample batch.
         heartbeat: Seconds between two signs of life.
+        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its client
+            and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
+        in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
+        greetings: What every client said of its data: ``batches``, ``samples``, ``batch``.
+        uploads: The clients' last letters of the round that `aggregate` ended.
+        began: When the round began, monotonic clock, seconds.
     """
 
     def __init__(
@@ -54,24 +107,25 @@ class Server:
         module: nn.Module,
         optimizer: Optimizer,
         links: Sequence[Link],
-        cuts: Sequence[Cut],
+        names: Sequence[str],
         sample: tuple[list[Any], TreeSpec],
         heartbeat: float,
+        optimizer_state: str = "keep",
+        in_order: bool = False,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
+        self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, False
         self.sides = Sides(module)
-        self.seats = [Seat(link, cut, module) for link, cut in zip(links, cuts, strict=True)]
-        self._inbox: queue.SimpleQueue[tuple[int, Frame | Exception]] = queue.SimpleQueue()
-        self._held: list[tuple[int, Frame]] = []
-        self._ahead = 0
-        self._threads = [
-            threading.Thread(target=self._receive, args=(k,), name=f"client {k}", daemon=True)
-            for k in range(len(self.seats))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
+        self.inbox = Inbox(links, names)
+        self.uploads: list[Letter] = []
+        self.began = 0.0
+        self._turns: Iterator[int] = iter(())
+        self._mean_state: states.State = {}
         self._ended = threading.Event()
-        threading.Thread(target=self._beat, args=(heartbeat,), name="signs of life", daemon=True).start()
+        self._pulse = threading.Thread(target=self._beat, args=(heartbeat,), name="signs of life", daemon=True)
+        self._pulse.start()
+        self.greetings = [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.seats))]
 
     def _beat(self, seconds: float) -> None:
         while not self._ended.wait(seconds):
@@ -85,58 +139,107 @@ class Server:
         """Ends the signs of life; the clients give up, or are ended by their launcher."""
         self._ended.set()
 
-    def _receive(self, client: int) -> None:
+    def _send(self, client: int, frame: Frame) -> None:
         try:
-            while True:
-                frame = self.seats[client].link.receive()
-                self._inbox.put((client, frame))
-                if frame.kind in (Kind.GOODBYE, Kind.FAILED):
-                    return
-        except Exception as error:  # told to the thread that waits for this client
-            self._inbox.put((client, error))
+            self.seats[client].link.send(frame)
+        except ClientLostError as error:
+            raise self.inbox.explain(client, error) from error
 
-    def _next(self, *kinds: Kind) -> tuple[int, Frame]:
-        """The next frame of one of these kinds; others are held back in their order."""
-        for at, (client, frame) in enumerate(self._held):
-            if frame.kind in kinds:
-                del self._held[at]
-                return client, frame
-        while True:
-            client, got = self._inbox.get()
-            if isinstance(got, Exception):
-                raise got
-            if got.kind is Kind.FAILED:
-                raise ClientFailedError(f"client {client} failed: {got.about['error']}\n{got.about['traceback']}")
-            if got.kind in kinds:
-                return client, got
-            self._held.append((client, got))
+    # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def start_round(self, steps: Sequence[int], new_epoch: bool) -> None:
-        """Hands every client the aggregate of its side, and tells it how many local steps to take."""
-        self._ahead = sum(steps)
-        for seat, count in zip(self.seats, steps, strict=True):
-            seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in seat.cut.client}
-            weights = [self.sides.real(name).detach() for name in seat.cut.client]
-            about = {"cut": seat.cut.to_json(), "steps": count, "new_epoch": new_epoch}
-            seat.samples = 0
-            seat.link.send(Frame(Kind.ROUND, weights, about))
+    def start_round(self, orders: Sequence[Orders], **about: Any) -> None:
+        """Hands every client the aggregate of its side, its cut and its local steps.
+
+        Args:
+            orders: One per client.
+            about: More for every client: ``new_epoch``, ``epoch``, ``global_step``.
+        """
+        self.began = time.monotonic()
+        for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
+            before, seat.orders, seat.left, seat.services = seat.orders, order, order.steps, []
+            client_side = set(order.cut.client)
+            seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
+            seat.bytes_before = seat.link.sent, seat.link.received
+            moved = self._move_state(seat, before.cut if before is not None else None)
+            state, tensors = states.pack(moved)
+            emulation = order.emulation.to_json() if order.emulation is not None else None
+            more = {
+                "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
+                "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
+                "paced": self.paced, "groups": self.hyper_parameters(),
+            }  # fmt: skip
+            weights = [self.sides.real(name).detach() for name in order.cut.client]
+            self._send(client, Frame(Kind.ROUND, [*weights, *tensors], {**about, **more}))
+        steps = max(order.steps for order in orders)
+        self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
+
+    def _move_state(self, seat: Seat, before: Cut | None) -> states.State:
+        """The optimizer state that goes to the client with the round; what stays is in the seat."""
+        parameters = self.sides.parameters
+        if self.optimizer_state == "keep":
+            old = set(before.client) if before is not None else set()
+            seat.handover = any(n in parameters for n in old - set(seat.cut.client))
+            gained = [name for name in seat.cut.client if name not in old]
+            moved = states.read(seat.state, parameters, gained)
+            for name in moved:
+                del seat.state[parameters[name]]
+            return moved
+        seat.state = defaultdict(dict)
+        moved = {}
+        for name, entries in self._mean_state.items():
+            own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
+            if name in seat.cut.client:
+                moved[name] = own
+            else:
+                seat.state[parameters[name]] = own
+        return moved
 
     def arrival(self) -> tuple[int, Frame]:
-        """The next smashed data, in the order in which they come."""
-        return self._next(Kind.SMASHED)
+        """The next smashed data: in the order in which they come, or of the client whose turn it is."""
+        letter = self.inbox.next(Kind.SMASHED, link=next(self._turns) if self.in_order else None)
+        seat = self.seats[letter.link]
+        if seat.handover:
+            frame = self.inbox.next(Kind.HANDOVER, link=letter.link).frame
+            for name, entries in states.unpack(frame.about["state"], frame.tensors).items():
+                seat.state[self.sides.parameters[name]] = entries
+            seat.handover = False
+        seat.left -= 1
+        seat.services.append(Service(letter.arrived, begun=time.monotonic()))
+        return letter.link, letter.frame
+
+    def clients_computing(self, serving: int) -> int:
+        """How many clients are at work while `serving` is served: those whose next smashed data is not here yet."""
+        busy = sum(seat.left > 0 for client, seat in enumerate(self.seats) if client != serving)
+        return max(0, busy - self.inbox.waiting(Kind.SMASHED))
 
     def batch_of(self, client: int, frame: Frame) -> Any:
-        """The user's batch as the server has it: labels and the like real, private leaves on the meta device."""
+        """The user's batch as the server has it: labels and the like real, private leaves on the meta device.
+
+        Raises:
+            ClientFailedError: If the client's batches are not built like the sample batch.
+        """
         cut, (leaves, spec) = self.seats[client].cut, self.sample
+        if cut.name == END:
+            return unflatten(list(leaves), spec)
+        shapes = frame.about["shapes"]
+        fits = len(shapes) == len(leaves) and all(
+            isinstance(leaf, Tensor) == (shape is not None) and (shape is None or len(shape) == leaf.ndim)
+            for leaf, shape in zip(leaves, shapes, strict=True)
+        )
+        if not fits:
+            raise ClientFailedError(
+                f"{self.seats[client].name} has batches of another structure than the server's sample batch: leaves of"
+                f" shape {shapes} there. Every client's loader must yield batches built alike."
+            )
         sent = iter(frame.tensors[1:])
         batch = []
         for number, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor) or cut.name == END:
+            if not isinstance(leaf, Tensor):
                 batch.append(leaf)
             elif number in cut.sent:
                 batch.append(next(sent))
             else:
-                batch.append(torch.empty(frame.about["shapes"][number], dtype=leaf.dtype, device="meta"))
+                batch.append(torch.empty(shapes[number], dtype=leaf.dtype, device="meta"))
         return unflatten(batch, spec)
 
     @contextmanager
@@ -163,67 +266,99 @@ class Server:
     def stepping(self, client: int, frame: Frame, batch: Any) -> Iterator[None]:
         """While this is open, ``training_step`` begins at the client's cut."""
         seat = self.seats[client]
-        assert seat.side is not None
+        service, random = seat.services[-1], seat.cut.random
         own_generator = torch.get_rng_state()
 
         def send(gradient: Tensor) -> None:
-            state = [after[0]] if seat.cut.random else []
-            seat.link.send(Frame(Kind.GRADIENT, [gradient, *state], {"groups": self.hyper_parameters()}))
+            if seat.orders is not None and seat.orders.server_seconds is not None:
+                left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
+                time.sleep(max(0.0, left))
+            state = [after[0]] if random else []
+            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], {"groups": self.hyper_parameters()}))
+            service.sent = time.monotonic()
 
         after: list[Tensor] = []
 
         def at_cut() -> None:
-            if seat.cut.random:
+            if random:
                 torch.set_rng_state(frame.tensors[-1])
 
-        with seat.side.receiving(batch, frame.tensors[0], send, at_cut):
+        with seat.server_side(self.module).receiving(batch, frame.tensors[0], send, at_cut):
             yield
         after.append(torch.get_rng_state())
-        if seat.cut.random:
+        if random:
             torch.set_rng_state(own_generator)
 
     def acknowledge(self, client: int) -> None:
-        """Lets a client that ran the whole step itself go on."""
-        self.seats[client].link.send(Frame(Kind.GRADIENT, (), {"groups": self.hyper_parameters()}))
+        """Lets a client that ran the whole step itself go on, where it waits for the next hyper-parameters."""
+        if self.paced:
+            self._send(client, Frame(Kind.GRADIENT, (), {"groups": self.hyper_parameters()}))
 
     def hyper_parameters(self) -> list[dict[str, Any]]:
         """Numbers of the optimizer's groups (rate, momentum, …); clients step with the same."""
         plain = (bool, int, float, tuple, type(None))
         return [{k: v for k, v in g.items() if isinstance(v, plain)} for g in self.optimizer.param_groups]
 
-    def served(self, client: int, samples: int) -> bool:
-        """Counts an arrival that is done; True if it was the round's last."""
-        self.seats[client].samples += samples
-        self._ahead -= 1
-        return not self._ahead
+    def served(self, client: int) -> bool:
+        """Notes that an arrival is done; True if it was the round's last."""
+        service = self.seats[client].services[-1]
+        service.done = time.monotonic()
+        service.sent = service.sent or service.done
+        return not any(seat.left for seat in self.seats)
 
     @property
     def in_mid_round(self) -> bool:
         """Whether some, but not all arrivals of the round have been served."""
-        return self._ahead > 0 and any(seat.samples for seat in self.seats)
+        return any(seat.left for seat in self.seats) and any(seat.services for seat in self.seats)
+
+    # ---- whole models ------------------------------------------------------------------------------------------------
 
     def aggregate(self) -> None:
         """Ends a round: waits for the clients' sides, and lets the module hold the weighted mean of whole models."""
-        self._mean_of(Kind.UPLOAD, list(range(len(self.seats))))
+        self.uploads = self._letters(Kind.UPLOAD)
+        self._take_mean(self.uploads)
+        if self.optimizer_state == "average":
+            self._mean_state = self._mean_of_states(self.uploads)
 
     def snapshot(self) -> None:
         """Lets the module hold the mean of the models as they are in mid-round; the clients are not disturbed."""
-        for seat in self.seats:
-            seat.link.send(Frame(Kind.SNAPSHOT))
-        self._mean_of(Kind.SNAPSHOT, list(range(len(self.seats))))
+        self._take_mean(self._snapshots(weights=True, state=False))
 
-    def _mean_of(self, kind: Kind, clients: list[int]) -> None:
-        uploads: dict[int, dict[str, Tensor]] = {}
-        while len(uploads) < len(clients):
-            client, frame = self._next(kind)
-            uploads[client] = dict(zip(self.seats[client].cut.client, frame.tensors, strict=True))
-        samples = [seat.samples for seat in self.seats]
+    def gather_optimizer_state(self) -> None:
+        """Lets the Trainer's optimizer hold the weighted mean of the clients' states, as a checkpoint wants it."""
+        letters = self._snapshots(weights=False, state=True)
+        mean = self._mean_of_states(letters)
+        self.optimizer.state = defaultdict(dict, {self.sides.parameters[name]: own for name, own in mean.items()})
+
+    def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
+        for client in range(len(self.seats)):
+            self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state}))
+        return self._letters(Kind.SNAPSHOT)
+
+    def _letters(self, kind: Kind) -> list[Letter]:
+        letters = [self.inbox.next(kind) for _ in self.seats]
+        return sorted(letters, key=lambda letter: letter.link)
+
+    def _take_mean(self, letters: Sequence[Letter]) -> None:
+        samples = [letter.frame.about["samples"] for letter in letters]
         if not any(samples):
             return
+        models = [
+            {**seat.model, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}  # more may follow them
+            for seat, letter in zip(self.seats, letters, strict=True)
+        ]
         with torch.no_grad():
             for name in self.sides.names:
-                whole = [uploads[k].get(name, self.seats[k].model.get(name)) for k in clients]
-                self.sides.set(name, weighted_mean([x for x in whole if x is not None], samples))
+                self.sides.set(name, weighted_mean([model[name] for model in models], samples))
+
+    def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
+        whole: list[states.State] = []
+        for seat, letter in zip(self.seats, letters, strict=True):
+            about = letter.frame.about
+            tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
+            own = states.read(seat.state, self.sides.parameters, self.sides.parameters)
+            whole.append({**own, **states.unpack(about["state"], tensors)})
+        return states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
 
     def stop(self) -> None:
         """An orderly end: says stop, and waits for every client's goodbye.
@@ -231,10 +366,9 @@ class Server:
         Raises:
             ClientFailedError: If a client failed instead.
         """
-        for seat in self.seats:
-            seat.link.send(Frame(Kind.STOP))
+        for client in range(len(self.seats)):
+            self._send(client, Frame(Kind.STOP))
         for _ in self.seats:
-            self._next(Kind.GOODBYE)
+            self.inbox.next(Kind.GOODBYE)
         self.close()
-        for thread in self._threads:
-            thread.join()
+        self.inbox.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
@@ -41,6 +41,8 @@ class Kind(IntEnum):
     FAILED = 6
     STOP = 7
     GOODBYE = 8
+    HELLO = 9
+    HANDOVER = 10
 
 
 @dataclass
@@ -51,11 +53,13 @@ class Frame:
         kind: What it is for.
         tensors: What it carries, on the CPU.
         about: Plain numbers, strings and lists of them.
+        size: Bytes on the wire, header included; filled in when it is received.
     """
 
     kind: Kind
     tensors: Sequence[Tensor] = ()
     about: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
 
 
 def encode(frame: Frame) -> tuple[Tensor, Tensor]:
@@ -114,7 +118,7 @@ def decode(header: Tensor, body: Tensor) -> Frame:
         at += length
     if at != size:
         raise ValueError(f"a frame of {size} bytes holds {at}")
-    return Frame(Kind(kind), tensors, about)
+    return Frame(Kind(kind), tensors, about, size=header.nbytes + size)
 
 
 class Link:
@@ -146,13 +150,22 @@ class Link:
         except RuntimeError as error:
             raise ClientLostError(f"client {client} did not connect within {timeout} s (`timeout`): {error}") from error
 
-    def send(self, frame: Frame) -> None:
+    def send(self, frame: Frame, pace: Callable[[int], None] | None = None) -> int:
         """Sends a frame; may be called from several threads.
+
+        Args:
+            frame: What to send.
+            pace: Called with the frame's bytes before it is sent; waits for as long as an emulated link would take.
+
+        Returns:
+            The frame's bytes on the wire.
 
         Raises:
             ClientLostError: If the other end is gone.
         """
         header, body = encode(frame)
+        if pace is not None:
+            pace(header.nbytes + body.nbytes)
         with self._lock:
             try:
                 self._group.send([header], self._peer, 0).wait()
@@ -161,6 +174,7 @@ class Link:
             except RuntimeError as error:
                 raise self._lost(error) from error
             self.sent += header.nbytes + body.nbytes
+        return header.nbytes + body.nbytes
 
     def receive(self) -> Frame:
         """Waits for the next frame that is more than a sign of life; call it from one thread.
