@@ -2,5 +2,6 @@
 
 from lightning_edgesplit.splitting.cuts import END, Cut, CutProfile, Cuts
 from lightning_edgesplit.splitting.find import find_cuts
+from lightning_edgesplit.splitting.timing import time_cuts
 
-__all__ = ["END", "Cut", "CutProfile", "Cuts", "find_cuts"]
+__all__ = ["END", "Cut", "CutProfile", "Cuts", "find_cuts", "time_cuts"]

@@ -66,7 +66,7 @@ def find_cuts(
             Python's ``random``, whose streams do not travel between client and server.
     """
     batch = first_samples(batch, samples)
-    with _generators_kept():
+    with generators_kept():
         probe = Probe(module, batch, optimizer)
         recorder, changed = probe.record()
         cuts: list[Cut] = []
@@ -85,7 +85,8 @@ def find_cuts(
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
+    """Restores the random generators of torch, numpy and Python."""
     state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -228,10 +229,9 @@ class Probe:
         received: list[Tensor] = []
         watch = _Watch()
         server = ServerSide(self.module, cut.path)
-        for _ in range(2):  # the second time with remembered outputs before the cut, as in training
+        for remembered in (False, True):  # the second time with remembered outputs before the cut, as in training
             with self._fresh_server(cut):
                 watch.flops = 0
-                received.clear()
 
                 def at_cut() -> None:
                     torch.set_rng_state(generator)
@@ -241,8 +241,9 @@ class Probe:
                     watch.refuse_meta = False
                     loss = loss_of(self._step(batch))
                 server_forward = watch.flops
-                with _Watch() as server_backward:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                if remembered:
+                    with _Watch() as server_backward:
+                        loss.backward()  # type: ignore[no-untyped-call]
         sides.collect()
         sides.place()
         if not received:

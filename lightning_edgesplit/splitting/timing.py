@@ -1,0 +1,127 @@
+"""How long this machine takes for the step before and behind each cut: timed, not guessed from FLOP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_edgesplit.splitting.batch import batch_size, loss_of, step_arguments
+from lightning_edgesplit.splitting.cuts import END, Cut, Cuts
+from lightning_edgesplit.splitting.find import copy_of, generators_kept
+from lightning_edgesplit.splitting.step import patched
+
+
+def time_cuts(
+    module: nn.Module, batch: Any, cuts: Cuts, optimizer: Optimizer, server_threads: int = 1, repeats: int = 3
+) -> Cuts:
+    """Fills in the seconds of every `CutProfile`.
+
+    Whole, uncut steps are run on a copy of the module, with one torch thread for the client's seconds and with
+    `server_threads` for the server's. What is noted is when the cut's output exists and when its gradient does. Of
+    several runs the fastest counts, after one to warm up: whatever else the machine does only adds.
+
+    Args:
+        module: The LightningModule, in the mode in which it will be trained.
+        batch: A batch of the size that will be trained with, as ``training_step`` takes it.
+        cuts: What `find_cuts` found.
+        optimizer: Its optimizer; copied, not changed.
+        server_threads: Threads that the server's part runs with.
+        repeats: Timed steps per thread count.
+
+    Returns:
+        The same cuts with ``client_forward_seconds``, ``client_backward_seconds`` and ``server_seconds``.
+    """
+    probe, copied = copy_of(module, optimizer)
+    assert copied is not None
+    probe.train(module.training)
+    threads, size = torch.get_num_threads(), batch_size(batch)
+    fastest: dict[int, dict[str, tuple[float, float, float]]] = {}
+    try:
+        with generators_kept():
+            for count in dict.fromkeys((1, server_threads)):
+                torch.set_num_threads(count)
+                runs = [_timed_step(probe, batch, cuts, copied) for _ in range(repeats + 1)][1:]
+                fastest[count] = {
+                    cut.name: (
+                        min(run[cut.name][0] for run in runs),
+                        min(run[cut.name][1] for run in runs),
+                        min(run[cut.name][2] for run in runs),
+                    )
+                    for cut in cuts
+                }
+    finally:
+        torch.set_num_threads(threads)
+
+    def timed(cut: Cut) -> Cut:
+        assert cut.profile is not None
+        forward, backward, _ = fastest[1][cut.name]
+        server = fastest[server_threads][cut.name][2]
+        profile = replace(
+            cut.profile,
+            client_forward_seconds=forward / size,
+            client_backward_seconds=backward / size,
+            server_seconds=0.0 if cut.name == END else server / size,
+        )
+        return replace(cut, profile=profile)
+
+    return Cuts([timed(cut) for cut in cuts], cuts.refused)
+
+
+def _timed_step(
+    probe: nn.Module, batch: Any, cuts: Cuts, optimizer: Optimizer
+) -> dict[str, tuple[float, float, float]]:
+    """One uncut step: seconds of client forward, client backward with optimizer step, and server, by cut."""
+    forward_at: dict[str, float] = {}
+    backward_at: dict[str, float] = {}
+    optimizer.zero_grad()
+    begin = time.perf_counter()
+    with _noting(probe, cuts, forward_at, backward_at):
+        loss = loss_of(probe.training_step(*step_arguments(probe, batch, 0)))  # type: ignore[operator]
+        turn = time.perf_counter()
+        loss.backward()  # type: ignore[no-untyped-call]
+    end = time.perf_counter()
+    optimizer.step()
+    step = time.perf_counter() - end
+    weights = {name: p.numel() for name, p in probe.named_parameters() if p.requires_grad}
+    seconds = {}
+    for cut in cuts:
+        share = sum(weights.get(name, 0) for name in cut.client) / max(1, sum(weights.values()))
+        forward = forward_at.get(cut.name, turn) - begin
+        backward = end - backward_at.get(cut.name, turn) + share * step
+        seconds[cut.name] = forward, backward, end - begin + step - forward - backward
+    return seconds
+
+
+@contextmanager
+def _noting(
+    probe: nn.Module, cuts: Cuts, forward_at: dict[str, float], backward_at: dict[str, float]
+) -> Iterator[None]:
+    """Notes when each cut's output exists, and when its gradient does."""
+    calls: dict[str, int] = {}
+    names: dict[tuple[str, int], str] = {
+        (cut.path[-1], cut.path.count(cut.path[-1])): cut.name for cut in cuts if cut.path
+    }
+
+    def noting(module: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            calls[module] = calls.get(module, 0) + 1
+            name = names.get((module, calls[module]))
+            if name is not None and isinstance(output, Tensor):
+                forward_at[name] = time.perf_counter()
+                if output.requires_grad:
+                    output.register_hook(lambda gradient: backward_at.setdefault(name, time.perf_counter()) and None)
+            return output
+
+        return call
+
+    modules = {probe.get_submodule(module): module for module, _ in names}
+    with patched({module: noting(name, module.forward) for module, name in modules.items()}):
+        yield
