@@ -1,54 +1,194 @@
-"""Who gets which samples: the user's one DataLoader, rebuilt for every client."""
+"""Who gets which samples: the user's one DataLoader, divided among the clients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
 
+Parts = Sequence[Sequence[int]]
+Partition = str | Parts | Callable[[Any, int, int], Parts] | None
+"""How to divide a dataset: ``"iid"``, ``"dirichlet:<alpha>"``, ``"shards:<per client>"``, one list of sample numbers per
+client, a function of (dataset, clients, seed) that returns such lists, or None: every client brings its own loader."""
 
-def iid(samples: int, clients: int, seed: int) -> list[list[int]]:
-    """Shuffles the samples with `seed` and deals them out evenly. One client gets all, in their order.
+
+def check(partition: Partition, clients: int) -> None:
+    """Refuses what cannot be a partition among so many clients.
 
     Raises:
-        ValueError: If there are more clients than samples.
+        ValueError: If it is an unknown name, a parameter out of range, or not one non-empty list per client.
     """
+    allowed = '"iid", "dirichlet:<alpha>", "shards:<per client>", a list of sample numbers per client, a function or None'
+    if partition is None or callable(partition):
+        return
+    if not isinstance(partition, str):
+        if len(partition) != clients or not all(len(part) for part in partition):
+            raise ValueError(
+                f"partition={_short(partition)} must hold one non-empty list of sample numbers for each of the"
+                f" {clients} clients; or use {allowed}."
+            )
+        return
+    name, _, value = partition.partition(":")
+    try:
+        if name == "iid" and not value:
+            return
+        if name == "dirichlet" and 0 < float(value) < float("inf"):
+            return
+        if name == "shards" and int(value) >= 1:
+            return
+    except ValueError:
+        pass  # not a number: refused below like any other unknown value
+    raise ValueError(f"partition={partition!r} is unknown, or its parameter is not a number > 0: use {allowed}.")
+
+
+def divide(partition: Partition, dataset: Any, clients: int, seed: int) -> list[list[int]]:
+    """Sample numbers of every client.
+
+    Args:
+        partition: Anything but None, see `Partition`.
+        dataset: A map-style dataset; Dirichlet and shards read its labels.
+        clients: How many parts.
+        seed: Seeds the division.
+
+    Raises:
+        ValueError: If there are more clients than samples, if a part is empty or names a sample that is not there, or if
+            the labels are not to be found.
+    """
+    samples = len(dataset)
     if clients > samples:
         raise ValueError(f"clients={clients} for {samples} training samples: give fewer.")
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(partition, str):
+        name, _, value = partition.partition(":")
+        if name == "iid":
+            return iid(samples, clients, generator)
+        labels = labels_of(dataset)
+        if name == "dirichlet":
+            return dirichlet(labels, clients, float(value), generator)
+        return shards(labels, clients, int(value), generator)
+    parts = partition(dataset, clients, seed) if callable(partition) else partition
+    assert parts is not None
+    parts = [[int(index) for index in part] for part in parts]
+    if len(parts) != clients or not all(parts):
+        sizes = [len(part) for part in parts]
+        raise ValueError(f"partition gave parts of {sizes} samples for {clients} clients: one non-empty part each.")
+    worst = max(max(part) for part in parts)
+    if worst >= samples or min(min(part) for part in parts) < 0:
+        raise ValueError(f"partition names sample {worst}, the training set has {samples}: number them from 0.")
+    return parts
+
+
+def iid(samples: int, clients: int, generator: torch.Generator) -> list[list[int]]:
+    """Shuffles the samples and deals them out evenly. One client gets all, in their order."""
     if clients == 1:
         return [list(range(samples))]
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(samples, generator=generator)
     return [part.tolist() for part in order.tensor_split(clients)]
 
 
-def rebuild(loader: Any, parts: Sequence[Sequence[int]], seed: int) -> list[DataLoader[Any]]:
-    """One loader per part of the user's dataset, with the user's batch size, collate function and drop_last.
+def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Generator) -> list[list[int]]:
+    """Label skew: each class is divided among the clients by a draw from Dir(alpha) (Hsu et al. 2019, arXiv:1909.06335).
 
-    Shuffling is kept, seeded by `seed` and the client's number; one client alone draws as the user's loader.
+    Theirs draws the class mix of each client; dividing each class is the variant in common use (Li et al. 2021,
+    arXiv:2102.02079). A client left without a sample gets one from the largest part.
+
+    Args:
+        labels: Class of each sample, [samples].
+        clients: How many parts.
+        alpha: Concentration; small is skewed, large is even.
+        generator: Where the draws come from.
+    """
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        # in double precision: below alpha = 0.01 all draws of a class underflow in single
+        draws = torch._standard_gamma(torch.full((clients,), alpha, dtype=torch.float64), generator=generator)
+        draws = draws.clamp_min(1e-300)
+        ends = (draws.cumsum(0) / draws.sum() * len(members)).round().long().tolist()
+        for part, start, end in zip(parts, [0, *ends[:-1]], ends, strict=True):
+            part.extend(members[start:end].tolist())
+    for part in parts:
+        if not part:
+            part.append(max(parts, key=len).pop())
+    return parts
+
+
+def shards(labels: Tensor, clients: int, per_client: int, generator: torch.Generator) -> list[list[int]]:
+    """Sorts by label, cuts into equal shards, and gives each client so many (McMahan et al. 2017, arXiv:1602.05629, §3).
+
+    Raises:
+        ValueError: If there are more shards than samples.
+    """
+    if clients * per_client > len(labels):
+        raise ValueError(f'partition="shards:{per_client}" needs {clients * per_client} samples, there are {len(labels)}.')
+    pieces = labels.argsort(stable=True).tensor_split(clients * per_client)
+    order = torch.randperm(len(pieces), generator=generator).tolist()
+    return [
+        torch.cat([pieces[piece] for piece in order[k * per_client : (k + 1) * per_client]]).tolist()
+        for k in range(clients)
+    ]
+
+
+def labels_of(dataset: Any) -> Tensor:
+    """Class of each sample, [samples]: ``dataset.targets`` or ``.labels``, else the last entry of every sample.
+
+    Raises:
+        ValueError: If those are no class numbers.
+    """
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices)]
+    for name in ("targets", "labels"):
+        if hasattr(dataset, name):
+            return torch.as_tensor(getattr(dataset, name)).flatten()
+    try:
+        return torch.tensor([int(dataset[index][-1]) for index in range(len(dataset))])
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"partition needs class labels, and {type(dataset).__name__} has neither `targets` nor `labels`, nor a class"
+            ' number as last entry of its samples: give it `targets`, or use partition="iid" or index lists.'
+        ) from error
+
+
+def rebuild(loader: Any, part: Sequence[int], generator: torch.Generator | None) -> DataLoader[Any]:
+    """A loader over a part of the user's dataset, otherwise as the user's.
+
+    Args:
+        loader: The user's loader.
+        part: Sample numbers.
+        generator: Where shuffling draws from; None: as the user's loader.
 
     Raises:
         TypeError: If the loader is not a map-style DataLoader with torch's own samplers.
     """
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
         raise TypeError(
-            f"the training loader is a {type(loader).__name__}: a partition needs a torch DataLoader over a"
-            " dataset with a length."
+            f"the training loader is a {type(loader).__name__}: a partition needs a torch DataLoader over a dataset with"
+            " a length. Give one loader per client in a list, or partition=None with loaders of the clients' own."
         )
     if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise TypeError(
             f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot be divided among"
-            " clients: use shuffle=True or False."
+            " clients: use shuffle=True or False, or give one loader per client in a list."
         )
-    return [
-        DataLoader(
-            Subset(loader.dataset, list(part)),
-            batch_size=loader.batch_size,
-            shuffle=isinstance(loader.sampler, RandomSampler),
-            collate_fn=loader.collate_fn,
-            drop_last=loader.drop_last,
-            generator=loader.generator if len(parts) == 1 else torch.Generator().manual_seed(seed * 100_003 + client),
-        )
-        for client, part in enumerate(parts)
-    ]
+    workers = loader.num_workers
+    return DataLoader(
+        Subset(loader.dataset, list(part)),
+        batch_size=loader.batch_size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        collate_fn=loader.collate_fn,
+        drop_last=loader.drop_last,
+        num_workers=workers,
+        worker_init_fn=loader.worker_init_fn,
+        persistent_workers=loader.persistent_workers,
+        prefetch_factor=loader.prefetch_factor if workers else None,
+        generator=loader.generator if generator is None else generator,
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
