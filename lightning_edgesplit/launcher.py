@@ -56,12 +56,12 @@ class Role:
         if client is not None and server is None:
             raise ValueError(f"{CLIENT}={client} without {SERVER}: give the server's host:port as well.")
         if server is not None:
-            host, _, port = server.rpartition(":")
-            if not host or not port.isdigit():
+            host, _, digits = server.rpartition(":")
+            if not host or not digits.isdigit():
                 raise ValueError(f"{SERVER}={server!r} must be host:port, such as 127.0.0.1:29500.")
             if client is not None and not client.isdigit():
                 raise ValueError(f"{CLIENT}={client!r} must be the number of a client, from 0.")
-            return cls(None if client is None else int(client), host, int(port))
+            return cls(None if client is None else int(client), host, int(digits))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             rank, hosted = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             port = int(os.environ["MASTER_PORT"])
@@ -86,8 +86,10 @@ class Launcher(Protocol):
 
 
 def choose(launcher: str) -> str:
-    """What ``"auto"`` means here: ``external`` where the environment gives the server's address, else ``fork`` where that
-    is safe, else ``script``.
+    """Makes up its mind about ``"auto"``.
+
+    That is ``external`` where the environment gives the server's address, else ``fork`` where that is safe, else
+    ``script``.
 
     Raises:
         ValueError: If the name is unknown, or the way does not work here.
@@ -99,15 +101,16 @@ def choose(launcher: str) -> str:
     if launcher == "external" and address is None:
         raise ValueError(f'launcher="external" needs the server\'s address: set {SERVER}=host:port, or use torchrun.')
     can_fork = "fork" in multiprocessing.get_all_start_methods()
+    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if launcher == "fork" and not can_fork:
         raise ValueError('launcher="fork" does not work on this platform: use launcher="script".')
-    if launcher == "fork" and torch.cuda.is_initialized():
+    if launcher == "fork" and cuda:
         raise ValueError('launcher="fork" does not work once CUDA is in use: use launcher="script".')
     if launcher != "auto":
         return launcher
     if address is not None:
         return "external"
-    return "fork" if can_fork and not torch.cuda.is_initialized() else "script"
+    return "fork" if can_fork and not cuda else "script"
 
 
 def behave_as_client() -> None:

@@ -21,7 +21,9 @@ def check(partition: Partition, clients: int) -> None:
     Raises:
         ValueError: If it is an unknown name, a parameter out of range, or not one non-empty list per client.
     """
-    allowed = '"iid", "dirichlet:<alpha>", "shards:<per client>", a list of sample numbers per client, a function or None'
+    allowed = (
+        '"iid", "dirichlet:<alpha>", "shards:<per client>", a list of sample numbers per client, a function or None'
+    )
     if partition is None or callable(partition):
         return
     if not isinstance(partition, str):
@@ -124,7 +126,9 @@ def shards(labels: Tensor, clients: int, per_client: int, generator: torch.Gener
         ValueError: If there are more shards than samples.
     """
     if clients * per_client > len(labels):
-        raise ValueError(f'partition="shards:{per_client}" needs {clients * per_client} samples, there are {len(labels)}.')
+        raise ValueError(
+            f'partition="shards:{per_client}" needs {clients * per_client} samples, there are {len(labels)}.'
+        )
     pieces = labels.argsort(stable=True).tensor_split(clients * per_client)
     order = torch.randperm(len(pieces), generator=generator).tolist()
     return [

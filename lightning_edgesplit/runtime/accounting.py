@@ -1,0 +1,97 @@
+"""Makes the report of a round of the times that the server and its clients noted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_edgesplit.runtime.inbox import Letter
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.server import Seat, Server
+from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.splitting import END
+
+
+def report_of(
+    server: Server, plan: Plan, predicted: Sequence[float], ended: float, index: int, epoch: int
+) -> RoundReport:
+    """The report of the round that the server has just aggregated.
+
+    Args:
+        server: The server, after `Server.aggregate`.
+        plan: The plan of the round.
+        predicted: Predicted seconds of each client's round.
+        ended: When the aggregation was done, monotonic clock, seconds.
+        index: Number of the round.
+        epoch: The Trainer's epoch.
+    """
+    began = server.began
+    last = max(letter.arrived for letter in server.uploads)
+    spans: list[Span] = []
+    clients = []
+    for k, (seat, letter) in enumerate(zip(server.seats, server.uploads, strict=True)):
+        own = _spans(k, seat, letter, began)
+        spans += own
+        seconds: dict[str, float] = {}
+        for span in own:
+            if not span.on_server:
+                seconds[span.phase] = seconds.get(span.phase, 0.0) + span.end - span.start
+        waiting = seconds.get("wait", 0.0) + seconds.get("server", 0.0) + ended - letter.arrived
+        clients.append(
+            ClientReport(
+                client=k,
+                name=seat.name,
+                cut=seat.cut.name,
+                share=plan.shares[k],
+                uplink=plan.uplink[k],
+                downlink=plan.downlink[k],
+                steps=len(seat.services),
+                samples=letter.frame.about["samples"],
+                seconds=seconds,
+                idle=waiting,
+                bytes_up=seat.link.received - seat.bytes_before[1],
+                bytes_down=seat.link.sent - seat.bytes_before[0],
+                round_time=letter.arrived - began,
+                predicted=predicted[k],
+                overrun=letter.frame.about["overrun"],
+            )
+        )
+    spans.append(Span(0, True, "aggregation", last - began, ended - began))
+    return RoundReport(
+        index=index,
+        epoch=epoch,
+        policy=plan.policy,
+        clients=tuple(clients),
+        seconds=ended - began,
+        predicted=max(predicted),
+        server_seconds=sum(service.done - service.begun for seat in server.seats for service in seat.services),
+        aggregation_seconds=ended - last,
+        spans=tuple(spans),
+    )
+
+
+def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
+    """One client's round in its order, on the server's clock.
+
+    The client's clock is placed by its messages: the least difference between its "sent" and our "arrived" is what its
+    clock is off, up to the shortest transit.
+    """
+    about = letter.frame.about["times"]
+    steps = letter.frame.tensors[-1].tolist()
+    off = min((service.arrived - step[2] for service, step in zip(seat.services, steps, strict=True)), default=0.0)
+    spans: list[Span] = []
+
+    def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
+        spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
+
+    add("download", began, about["downloaded"] + off)
+    for service, (begin, forward, _, received, backward) in zip(seat.services, steps, strict=True):
+        add("forward", begin + off, forward + off)
+        if seat.cut.name != END:
+            add("uplink", forward + off, service.arrived)
+            add("wait", service.arrived, service.begun)
+            add("server", service.begun, service.sent)
+            add("downlink", service.sent, received + off)
+            add("server", service.begun, service.done, on_server=True)
+        add("backward", received + off, backward + off)
+    add("upload", about["upload"] + off, letter.arrived)
+    return spans
