@@ -91,8 +91,8 @@ class Client:
             batches = len(self.loader)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
-                f"the training loader of this client ({type(self.loader).__name__}) has no length: a round needs to know"
-                " its local steps. Give the dataset a __len__."
+                f"the training loader of this client ({type(self.loader).__name__}) has no length: a round needs to"
+                " know its local steps. Give the dataset a __len__."
             ) from error
         batch = getattr(self.loader, "batch_size", None)
         samples = len(getattr(self.loader, "dataset", ())) or batches * (batch or 1)
@@ -116,10 +116,10 @@ class Client:
     def _obey(self, letter: Letter) -> None:
         if letter.frame.kind is Kind.STOP:
             raise _Stopped
-        about = {"samples": self._samples}
+        about: dict[str, Any] = {"samples": self._samples}
         tensors = self._weights() if letter.frame.about["weights"] else []
         if letter.frame.about["state"]:
-            about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))  # type: ignore[assignment]
+            about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += state
         self.link.send(Frame(Kind.SNAPSHOT, tensors, about))
 
@@ -142,7 +142,8 @@ class Client:
         self._samples = 0
         records = [self._step(about["paced"]) for _ in range(about["steps"])]
         upload = time.monotonic()
-        tensors, state = self._weights(), []
+        tensors = self._weights()
+        state: list[Any] = []
         if about["upload_state"]:
             state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += more
@@ -183,10 +184,10 @@ class Client:
         self._logged.clear()
         assert self.cut is not None
         whole = self.cut.name == END
-        about = {"index": index, "samples": batch_size(batch), "logged": self._logged}
+        about: dict[str, Any] = {"index": index, "samples": batch_size(batch), "logged": self._logged}
         times = (self._whole_step if whole else self._split_step)(begin, batch, about, paced)
         self.sides.collect()
-        self._samples += about["samples"]  # type: ignore[operator]
+        self._samples += about["samples"]
         return [begin, *times]
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:

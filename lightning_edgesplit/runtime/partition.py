@@ -11,8 +11,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 Parts = Sequence[Sequence[int]]
 Partition = str | Parts | Callable[[Any, int, int], Parts] | None
-"""How to divide a dataset: ``"iid"``, ``"dirichlet:<alpha>"``, ``"shards:<per client>"``, one list of sample numbers per
-client, a function of (dataset, clients, seed) that returns such lists, or None: every client brings its own loader."""
+"""How to divide a dataset: ``"iid"``, ``"dirichlet:<alpha>"``, ``"shards:<per client>"``, one list of sample numbers
+per client, a function of (dataset, clients, seed) that returns such lists, or None: every client brings its own loader."""
 
 
 def check(partition: Partition, clients: int) -> None:
@@ -21,9 +21,7 @@ def check(partition: Partition, clients: int) -> None:
     Raises:
         ValueError: If it is an unknown name, a parameter out of range, or not one non-empty list per client.
     """
-    allowed = (
-        '"iid", "dirichlet:<alpha>", "shards:<per client>", a list of sample numbers per client, a function or None'
-    )
+    allowed = '"iid", "dirichlet:<alpha>", "shards:<per client>", index lists, a function or None'
     if partition is None or callable(partition):
         return
     if not isinstance(partition, str):
@@ -56,8 +54,8 @@ def divide(partition: Partition, dataset: Any, clients: int, seed: int) -> list[
         seed: Seeds the division.
 
     Raises:
-        ValueError: If there are more clients than samples, if a part is empty or names a sample that is not there, or if
-            the labels are not to be found.
+        ValueError: If there are more clients than samples, if a part is empty or names a sample that is not there, or
+            if the labels are not to be found.
     """
     samples = len(dataset)
     if clients > samples:
@@ -92,9 +90,9 @@ def iid(samples: int, clients: int, generator: torch.Generator) -> list[list[int
 
 
 def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Generator) -> list[list[int]]:
-    """Label skew: each class is divided among the clients by a draw from Dir(alpha) (Hsu et al. 2019, arXiv:1909.06335).
+    """Label skew: each class is divided among the clients by a draw from Dir(alpha).
 
-    Theirs draws the class mix of each client; dividing each class is the variant in common use (Li et al. 2021,
+    After Hsu et al. 2019 (arXiv:1909.06335): theirs draws the class mix of each client; dividing each class is the variant in common use (Li et al. 2021,
     arXiv:2102.02079). A client left without a sample gets one from the largest part.
 
     Args:
@@ -104,7 +102,7 @@ def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Gener
         generator: Where the draws come from.
     """
     parts: list[list[int]] = [[] for _ in range(clients)]
-    for label in labels.unique():
+    for label in labels.unique():  # type: ignore[no-untyped-call]
         members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         # in double precision: below alpha = 0.01 all draws of a class underflow in single
@@ -120,7 +118,7 @@ def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Gener
 
 
 def shards(labels: Tensor, clients: int, per_client: int, generator: torch.Generator) -> list[list[int]]:
-    """Sorts by label, cuts into equal shards, and gives each client so many (McMahan et al. 2017, arXiv:1602.05629, §3).
+    """Sorts by label, cuts into equal shards, gives each client so many (McMahan et al. 2017, arXiv:1602.05629, §3).
 
     Raises:
         ValueError: If there are more shards than samples.
@@ -152,8 +150,8 @@ def labels_of(dataset: Any) -> Tensor:
         return torch.tensor([int(dataset[index][-1]) for index in range(len(dataset))])
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f"partition needs class labels, and {type(dataset).__name__} has neither `targets` nor `labels`, nor a class"
-            ' number as last entry of its samples: give it `targets`, or use partition="iid" or index lists.'
+            f"partition needs class labels, and {type(dataset).__name__} has neither `targets` nor `labels`, nor a"
+            ' class number as last entry of its samples: give it `targets`, or use partition="iid" or index lists.'
         ) from error
 
 
@@ -170,8 +168,8 @@ def rebuild(loader: Any, part: Sequence[int], generator: torch.Generator | None)
     """
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
         raise TypeError(
-            f"the training loader is a {type(loader).__name__}: a partition needs a torch DataLoader over a dataset with"
-            " a length. Give one loader per client in a list, or partition=None with loaders of the clients' own."
+            f"the training loader is a {type(loader).__name__}: a partition needs a torch DataLoader over a dataset"
+            " with a length. Give one loader per client in a list, or partition=None with loaders of the clients' own."
         )
     if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in (RandomSampler, SequentialSampler):
         raise TypeError(

@@ -35,7 +35,7 @@ class Orders:
         cut: Its cut in this round.
         steps: Local steps to take.
         emulation: How fast to be; None: as fast as it can.
-        server_seconds: Emulated seconds per sample from arrival at the server's side to the gradient; None: not emulated.
+        server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
     """
 
     cut: Cut
@@ -91,8 +91,8 @@ class Server:
         names: One per client.
         sample: Leaves and structure of a sample batch.
         heartbeat: Seconds between two signs of life.
-        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its client
-            and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
+        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
+            client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
 
     Attributes:

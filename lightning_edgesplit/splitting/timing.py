@@ -109,6 +109,12 @@ def _noting(
         (cut.path[-1], cut.path.count(cut.path[-1])): cut.name for cut in cuts if cut.path
     }
 
+    def when(name: str) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            backward_at[name] = time.perf_counter()
+
+        return hook
+
     def noting(module: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
@@ -117,7 +123,7 @@ def _noting(
             if name is not None and isinstance(output, Tensor):
                 forward_at[name] = time.perf_counter()
                 if output.requires_grad:
-                    output.register_hook(lambda gradient: backward_at.setdefault(name, time.perf_counter()) and None)
+                    output.register_hook(when(name))  # type: ignore[no-untyped-call]
             return output
 
         return call
