@@ -1,0 +1,228 @@
+"""The latency model: how long a client's round takes at a cut and a share of the links.
+
+One local step of client k at cut l with batch b, in seconds (EdgeSplit, arXiv:2403.15815, as reconstructed from its
+abstract and opening; see `policies.edgesplit`):
+
+    T_k(l) = b·Fc(l)/C_k + b·S(l)/u_k + b·Fs(l)/f_k + b·G(l)/d_k + b·Bc(l)/C_k
+             forward       uplink       server        downlink     backward
+
+and its round  H·T_k + W(l)/d_k + W(l)/u_k, where W is the client-side model. Fc, Bc, Fs are FLOP per sample; S, G bytes
+per sample; W bytes; C_k, f_k FLOP/s. u_k = min(φ_k·B_up, cap_k), and d_k alike: one share φ_k for both directions. What
+is ours: the cap by the client's own rate, the latency of a message, and that the server's compute is shared equally,
+f_k = F/N. Links are given in bit/s; `_BITS` is where they become bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_edgesplit.scheduling.corrections import Corrections
+from lightning_edgesplit.scheduling.costs import END, Costs, CutCost
+from lightning_edgesplit.scheduling.errors import InfeasibleError
+from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
+
+_BITS = 8  # per byte
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one client's round by phase: the first five per local step, the others once per round.
+
+    Attributes:
+        forward: Client's forward pass.
+        uplink: Smashed data on its way to the server, latency included.
+        server: The server's part at its full speed, nobody else being served.
+        downlink: Gradient on its way back, latency included.
+        backward: Client's backward pass and optimizer step.
+        download: Client-side model on its way to the client, latency included.
+        upload: The same on its way back.
+    """
+
+    forward: float
+    uplink: float
+    server: float
+    downlink: float
+    backward: float
+    download: float
+    upload: float
+
+
+class LatencyModel:
+    """Times of all clients at all cuts.
+
+    Args:
+        costs: The cuts, and each client's batch and local steps.
+        clients: One profile per client.
+        server: The server's profile.
+        corrections: Factors from measured times; None: none.
+
+    Raises:
+        ValueError: If there is not one profile per client, or a speed is neither given nor measured.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        clients: Sequence[ClientProfile],
+        server: ServerProfile,
+        corrections: Corrections | None = None,
+    ) -> None:
+        if len(clients) != len(costs.batch):
+            raise ValueError(f"clients has {len(clients)} profiles, costs {len(costs.batch)} clients: one per client.")
+        self.costs, self.clients, self.server = costs, list(clients), server
+        self.corrections = corrections or Corrections.none(len(clients))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the cuts, shallow to deep."""
+        return [cut.name for cut in self.costs.cuts]
+
+    def times(self, client: int, cut: int, share: float) -> StepTimes:
+        """Seconds by phase of client number `client` at cut number `cut` with that share of the links."""
+        profile, cost, batch = self.clients[client], self.costs.cuts[cut], self.costs.batch[client]
+        fix, split = self.corrections, cost.name != END
+        up = fix.uplink[client] * _seconds_per_byte(share, self.server.uplink, profile.uplink)
+        down = fix.downlink[client] * _seconds_per_byte(share, self.server.downlink, profile.downlink)
+        forward, backward = self._client_seconds(profile, cost)
+        message = profile.latency if split else 0.0
+        return StepTimes(
+            forward=fix.compute[client] * batch * forward,
+            uplink=up * (batch * cost.smashed + cost.step_up) + message,
+            server=fix.server[client] * batch * self._server_seconds(cost),
+            downlink=down * (batch * cost.gradient + cost.step_down) + message,
+            backward=fix.compute[client] * batch * backward,
+            download=down * cost.weights + profile.latency,
+            upload=up * cost.weights + profile.latency,
+        )
+
+    def round_time(self, client: int, cut: int, share: float) -> float:
+        """Seconds of the client's round, with 1/N of the server's speed."""
+        t, steps = self.times(client, cut, share), self.costs.steps[client]
+        step = t.forward + t.uplink + len(self.clients) * t.server + t.downlink + t.backward
+        return steps * step + t.download + t.upload
+
+    def memory(self, client: int, cut: int) -> float:
+        """Bytes that the client needs at that cut."""
+        cost = self.costs.cuts[cut]
+        return cost.memory_fixed + self.costs.batch[client] * cost.memory_per_sample
+
+    def fits(self, client: int) -> list[int]:
+        """Numbers of the cuts that fit into the client's memory.
+
+        Raises:
+            InfeasibleError: If there is none.
+        """
+        limit, cuts = self.clients[client].memory, range(len(self.costs.cuts))
+        fitting = [cut for cut in cuts if limit is None or self.memory(client, cut) <= limit]
+        if not fitting:
+            least = min(cuts, key=lambda cut: self.memory(client, cut))
+            raise InfeasibleError(
+                f"memory={limit:g} bytes of client {self.clients[client].name!r} fits no cut: the least is"
+                f" {self.memory(client, least):.0f} bytes at {self.names[least]!r}. Raise `memory`, or use a smaller"
+                " batch or model."
+            )
+        return fitting
+
+    def least_shares(self, round_time: float) -> Array:
+        """Least share with which a client's round takes no longer; infinite where none does, or memory does not fit.
+
+        T(φ) = a + max(xu/φ, cu) + max(xd/φ, cd) for each client and cut, so T(φ) ≤ T holds where all four sums do.
+
+        Returns:
+            [clients, cuts].
+        """
+        a, xu, xd, cu, cd = self._terms
+        left = round_time - a
+        with np.errstate(divide="ignore", invalid="ignore"):
+            need = np.maximum.reduce([_ratio(xu + xd, left), _ratio(xd, left - cu), _ratio(xu, left - cd)])
+        # a hair of tolerance, so that a time computed by `round_time` counts as reached
+        need[left - cu - cd < -1e-12 * np.abs(round_time)] = np.inf
+        need[~self._fitting] = np.inf
+        return need
+
+    def fastest(self) -> Array:
+        """Seconds of each client's round at each cut if it had the links for itself, [clients, cuts]."""
+        a, xu, xd, cu, cd = self._terms
+        return np.asarray(np.where(self._fitting, a + np.maximum(xu, cu) + np.maximum(xd, cd), np.inf))
+
+    def at_share(self, share: float) -> Array:
+        """Seconds of each client's round at each cut with that share, [clients, cuts]; infinite without memory."""
+        a, xu, xd, cu, cd = self._terms
+        return np.asarray(
+            np.where(self._fitting, a + np.maximum(xu / share, cu) + np.maximum(xd / share, cd), np.inf)
+        )
+
+    @cached_property
+    def _fitting(self) -> NDArray[np.bool_]:
+        mask = np.zeros((len(self.clients), len(self.costs.cuts)), dtype=bool)
+        for client in range(len(self.clients)):
+            mask[client, self.fits(client)] = True
+        return mask
+
+    @cached_property
+    def _terms(self) -> tuple[Array, Array, Array, Array, Array]:
+        """A, xu, xd, cu, cd of `least_shares`, each [clients, cuts], seconds."""
+        clients, cuts = range(len(self.clients)), range(len(self.costs.cuts))
+        rows = np.array([[self._terms_of(client, cut) for cut in cuts] for client in clients], dtype=np.float64)
+        a, xu, xd, cu, cd = np.moveaxis(rows, -1, 0)
+        return a, xu, xd, cu, cd
+
+    def _terms_of(self, client: int, cut: int) -> tuple[float, float, float, float, float]:
+        cost, profile, steps = self.costs.cuts[cut], self.clients[client], self.costs.steps[client]
+        batch, fix = self.costs.batch[client], self.corrections
+        up = fix.uplink[client] * (steps * (batch * cost.smashed + cost.step_up) + cost.weights)
+        down = fix.downlink[client] * (steps * (batch * cost.gradient + cost.step_down) + cost.weights)
+        forward, backward = self._client_seconds(profile, cost)
+        server = len(self.clients) * fix.server[client] * self._server_seconds(cost)
+        messages = 2 + (2 * steps if cost.name != END else 0)
+        fixed = steps * batch * (fix.compute[client] * (forward + backward) + server) + messages * profile.latency
+        return (
+            fixed,
+            up * _seconds_per_byte(1.0, self.server.uplink, None),
+            down * _seconds_per_byte(1.0, self.server.downlink, None),
+            up * _seconds_per_byte(1.0, None, profile.uplink),
+            down * _seconds_per_byte(1.0, None, profile.downlink),
+        )
+
+    def _client_seconds(self, profile: ClientProfile, cost: CutCost) -> tuple[float, float]:
+        """Seconds per sample of forward and backward pass."""
+        if profile.flops is not None:
+            return cost.client_forward / profile.flops, cost.client_backward / profile.flops
+        if cost.client_forward_seconds is None or cost.client_backward_seconds is None:
+            raise ValueError(
+                f"client {profile.name!r} has no `flops`, and this machine's speed was not measured: give its `flops`."
+            )
+        slowdown = profile.slowdown or 1.0
+        return slowdown * cost.client_forward_seconds, slowdown * cost.client_backward_seconds
+
+    def _server_seconds(self, cost: CutCost) -> float:
+        """Seconds per sample at the server's full speed."""
+        if cost.name == END:
+            return 0.0
+        if self.server.flops is not None:
+            return cost.server / self.server.flops
+        if cost.server_seconds is None:
+            raise ValueError("the server has no `flops`, and this machine's speed was not measured: give its `flops`.")
+        return cost.server_seconds
+
+
+def rate(share: float, link: float | None, own: float | None) -> float | None:
+    """A client's rate, bit/s: its share of the common link, at most its own; None: not limited."""
+    limits = [limit for limit in (None if link is None else share * link, own) if limit is not None]
+    return min(limits, default=None)
+
+
+def _seconds_per_byte(share: float, link: float | None, own: float | None) -> float:
+    bits = rate(share, link, own)
+    return 0.0 if bits is None else _BITS / bits if bits > 0 else float("inf")
+
+
+def _ratio(part: Array, left: Array) -> Array:
+    """part / left; 0 where nothing is to be sent, infinite where no time is left for it."""
+    return np.asarray(np.where(part <= 0, 0.0, np.where(left > 0, part / left, np.inf)))
