@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 Parts = Sequence[Sequence[int]]
 Partition = str | Parts | Callable[[Any, int, int], Parts] | None
 """How to divide a dataset: ``"iid"``, ``"dirichlet:<alpha>"``, ``"shards:<per client>"``, one list of sample numbers
-per client, a function of (dataset, clients, seed) that returns such lists, or None: every client brings its own loader."""
+per client, a function of (dataset, clients, seed) that returns such lists, or None: every client has its own loader."""
 
 
 def check(partition: Partition, clients: int) -> None:
@@ -71,14 +71,14 @@ def divide(partition: Partition, dataset: Any, clients: int, seed: int) -> list[
         return shards(labels, clients, int(value), generator)
     parts = partition(dataset, clients, seed) if callable(partition) else partition
     assert parts is not None
-    parts = [[int(index) for index in part] for part in parts]
-    if len(parts) != clients or not all(parts):
-        sizes = [len(part) for part in parts]
+    lists = [[int(index) for index in part] for part in parts]
+    if len(lists) != clients or not all(lists):
+        sizes = [len(part) for part in lists]
         raise ValueError(f"partition gave parts of {sizes} samples for {clients} clients: one non-empty part each.")
-    worst = max(max(part) for part in parts)
-    if worst >= samples or min(min(part) for part in parts) < 0:
+    worst = max(max(part) for part in lists)
+    if worst >= samples or min(min(part) for part in lists) < 0:
         raise ValueError(f"partition names sample {worst}, the training set has {samples}: number them from 0.")
-    return parts
+    return lists
 
 
 def iid(samples: int, clients: int, generator: torch.Generator) -> list[list[int]]:
@@ -92,8 +92,8 @@ def iid(samples: int, clients: int, generator: torch.Generator) -> list[list[int
 def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Generator) -> list[list[int]]:
     """Label skew: each class is divided among the clients by a draw from Dir(alpha).
 
-    After Hsu et al. 2019 (arXiv:1909.06335): theirs draws the class mix of each client; dividing each class is the variant in common use (Li et al. 2021,
-    arXiv:2102.02079). A client left without a sample gets one from the largest part.
+    After Hsu et al. 2019 (arXiv:1909.06335): theirs draws the class mix of each client; dividing each class is the
+    variant in common use (Li et al. 2021, arXiv:2102.02079). A client left without a sample gets one from the largest part.
 
     Args:
         labels: Class of each sample, [samples].

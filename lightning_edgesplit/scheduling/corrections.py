@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 GROUPS = ("compute", "uplink", "downlink", "server")
 """What is corrected, each by a factor of its own."""
@@ -53,4 +53,4 @@ class Corrections:
                     ratio = real[group] / expected[group]
                     if abs(ratio / factor[client] - 1) > self.threshold:
                         factor[client] = ratio
-        return replace(self, **{group: tuple(factor) for group, factor in factors.items()})
+        return Corrections(*(tuple(factors[group]) for group in GROUPS), threshold=self.threshold)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
 
 END = "end"
 """Name of the cut behind the last layer: the client runs the whole step, as in federated averaging."""
+
+_VERSION = 1  # of the file format
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,25 @@ class Costs:
             if cut.name == name:
                 return cut
         raise KeyError(name)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes them as JSON, for `load` and ``edgesplit plan --costs``."""
+        data = {"version": _VERSION, **asdict(self)}
+        Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Costs:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            version = data.pop("version")
+            if version != _VERSION:
+                raise ValueError(f"version {version}, not {_VERSION}")
+            cuts = tuple(CutCost(**cut) for cut in data.pop("cuts"))
+            return cls(cuts=cuts, batch=tuple(data.pop("batch")), steps=tuple(data.pop("steps")))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} holds no costs ({error}): write it with `Costs.save`.") from error

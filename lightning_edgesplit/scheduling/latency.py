@@ -144,7 +144,7 @@ class LatencyModel:
         # a hair of tolerance, so that a time computed by `round_time` counts as reached
         need[left - cu - cd < -1e-12 * np.abs(round_time)] = np.inf
         need[~self._fitting] = np.inf
-        return need
+        return np.asarray(need)
 
     def fastest(self) -> Array:
         """Seconds of each client's round at each cut if it had the links for itself, [clients, cuts]."""
@@ -154,9 +154,7 @@ class LatencyModel:
     def at_share(self, share: float) -> Array:
         """Seconds of each client's round at each cut with that share, [clients, cuts]; infinite without memory."""
         a, xu, xd, cu, cd = self._terms
-        return np.asarray(
-            np.where(self._fitting, a + np.maximum(xu / share, cu) + np.maximum(xd / share, cd), np.inf)
-        )
+        return np.asarray(np.where(self._fitting, a + np.maximum(xu / share, cu) + np.maximum(xd / share, cd), np.inf))
 
     @cached_property
     def _fitting(self) -> NDArray[np.bool_]:
@@ -224,5 +222,5 @@ def _seconds_per_byte(share: float, link: float | None, own: float | None) -> fl
 
 
 def _ratio(part: Array, left: Array) -> Array:
-    """part / left; 0 where nothing is to be sent, infinite where no time is left for it."""
+    """Time that is needed over time that is left; 0 where nothing is to be sent, infinite where no time is left for it."""
     return np.asarray(np.where(part <= 0, 0.0, np.where(left > 0, part / left, np.inf)))

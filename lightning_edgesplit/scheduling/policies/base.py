@@ -67,7 +67,9 @@ def equal_shares(clients: int) -> list[float]:
     return [1 / clients] * clients
 
 
-def bisect(model: LatencyModel, cuts: Sequence[int] | None = None, tolerance: float = 1e-9) -> tuple[list[int], list[float]]:
+def bisect(
+    model: LatencyModel, cuts: Sequence[int] | None = None, tolerance: float = 1e-9
+) -> tuple[list[int], list[float]]:
     """Least time T that all clients reach with shares that sum to 1 at most, by bisection on T.
 
     For a target T a client needs b_k(T) = min over its cuts of the least share; T is feasible iff Σ b_k(T) ≤ 1.

@@ -15,9 +15,9 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 @dataclass(frozen=True)
 class Exact:
-    """Shortest slowest round over cuts and bandwidth shares, optimal to `tolerance`, in O(N·L·log 1/tolerance). Ours.
+    """Shortest slowest round over cuts and bandwidth shares, optimal to `tolerance`, in O(N·L·log 1/tolerance).
 
-    For a target T each client needs b_k(T) = min over its cuts l of the least share that reaches T; T can be reached iff
+    Ours. For a target T each client needs b_k(T) = min over its cuts l of the least share that reaches T; T can be reached iff
     Σ b_k(T) ≤ 1, which is monotone in T: bisection.
     """
 

@@ -31,9 +31,7 @@ class Fixed:
     name: str = "fixed"
 
     def __post_init__(self) -> None:
-        if self.shares and (
-            len(self.shares) != len(self.cuts) or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9
-        ):
+        if self.shares and (len(self.shares) != len(self.cuts) or min(self.shares) <= 0 or sum(self.shares) > 1 + 1e-9):
             raise ValueError(
                 f"shares={self.shares} must be one per client, each > 0, with a sum of at most 1: fix them, or leave"
                 " `shares` out for equal ones."
