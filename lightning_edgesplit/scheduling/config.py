@@ -59,7 +59,7 @@ def load_clients(source: Source) -> tuple[list[ClientProfile], ServerProfile | N
     """
     where = fspath(source) if isinstance(source, (str, PathLike)) else "clients"
     try:
-        node = OmegaConf.load(where) if isinstance(source, (str, PathLike)) else OmegaConf.create(source)  # type: ignore[call-overload]
+        node = OmegaConf.load(where) if isinstance(source, (str, PathLike)) else OmegaConf.create(source)  # type: ignore[arg-type]
         if isinstance(node, ListConfig):
             node = OmegaConf.create({"clients": node})
         file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_File), node))
@@ -69,7 +69,8 @@ def load_clients(source: Source) -> tuple[list[ClientProfile], ServerProfile | N
         key = f" at {error.full_key!r}" if error.full_key else ""
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"{where}{key}: {reason}. Known keys are `clients:` with {_keys(_Client)}, and `server:` with {_keys(_Server)}."
+            f"{where}{key}: {reason}. Known keys are `clients:` with {_keys(_Client)}, and `server:` with"
+            f" {_keys(_Server)}."
         ) from error
     assert isinstance(file, _File)
     if not file.clients:

@@ -53,4 +53,5 @@ class Corrections:
                     ratio = real[group] / expected[group]
                     if abs(ratio / factor[client] - 1) > self.threshold:
                         factor[client] = ratio
-        return Corrections(*(tuple(factors[group]) for group in GROUPS), threshold=self.threshold)
+        compute, uplink, downlink, server = (tuple(factors[group]) for group in GROUPS)
+        return Corrections(compute, uplink, downlink, server, self.threshold)

@@ -222,5 +222,5 @@ def _seconds_per_byte(share: float, link: float | None, own: float | None) -> fl
 
 
 def _ratio(part: Array, left: Array) -> Array:
-    """Time that is needed over time that is left; 0 where nothing is to be sent, infinite where no time is left for it."""
+    """Time that is needed over time that is left; 0 where nothing is to be sent, infinite where no time is left."""
     return np.asarray(np.where(part <= 0, 0.0, np.where(left > 0, part / left, np.inf)))

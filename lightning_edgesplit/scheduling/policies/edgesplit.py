@@ -19,12 +19,12 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 class EdgeSplit:
     """Shortest slowest round over cuts and bandwidth shares, by alternation. A reconstruction.
 
-    From the paper (arXiv:2403.15815; only its abstract and opening could be read): each client has its own cut, training
-    time is minimised over cuts and bandwidth together, by "a straightforward yet effective alternating algorithm".
+    From the paper (arXiv:2403.15815; only its abstract and opening could be read): each client has its own cut,
+    training time is minimised over cuts and bandwidth together, by "a straightforward yet effective alternating algorithm".
 
     Ours: that the two steps are the best cut of every client at its share, then the shares that make all clients end
-    together at their cuts (bisection on T with b_k = D_k/(T − A_k)); the start at the best single cut with equal shares,
-    or at each client's best cut where memory leaves no single one; and stopping when a turn gains nothing.
+    together at their cuts (bisection on T with b_k = D_k/(T − A_k)); the start at the best single cut with equal
+    shares, or at each client's best cut where memory leaves no single one; and stopping when a turn gains nothing.
 
     Attributes:
         tolerance: Least relative gain for which another turn is taken.

@@ -1,0 +1,164 @@
+"""From proven cuts and profiles to each round's plan, its predicted times and the clients' orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_edgesplit.runtime.report import RoundReport
+from lightning_edgesplit.runtime.server import Orders
+from lightning_edgesplit.runtime.throttle import Emulation
+from lightning_edgesplit.scheduling import (
+    ClientProfile,
+    Corrections,
+    Costs,
+    CutCost,
+    InfeasibleError,
+    LatencyModel,
+    Plan,
+    Policy,
+    ServerProfile,
+    make_policy,
+    simulate,
+)
+from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.splitting import END, Cut, Cuts
+
+_FRAME = 48 + 2 * 80 + 250
+"""Bytes of a step's frame beside its payload: header, a table row for each of two tensors, a little JSON (measured)."""
+
+COMPARED = ("uniform", "fedavg")
+"""Policies whose round times stand beside the plan's."""
+
+
+def cost_of(cut: Cut) -> CutCost:
+    """What the scheduler needs to know of a cut.
+
+    Raises:
+        ValueError: If the cut was not profiled.
+    """
+    profile = cut.profile
+    if profile is None:
+        raise ValueError(f"cut {cut.name!r} has no profile: take it from `find_cuts`.")
+    split = cut.name != END
+    overhead = float(_FRAME + profile.generator_bytes) if split else 0.0
+    return CutCost(
+        name=cut.name,
+        client_forward=profile.client_forward,
+        client_backward=profile.client_backward,
+        server=profile.server_forward + profile.server_backward,
+        smashed=profile.smashed_bytes,
+        gradient=profile.gradient_bytes,
+        weights=float(profile.weight_bytes),
+        step_up=overhead,
+        step_down=overhead,
+        memory_fixed=float(profile.weight_bytes + profile.parameter_bytes + (profile.optimizer_bytes or 0)),
+        memory_per_sample=profile.activation_bytes,
+        client_forward_seconds=profile.client_forward_seconds,
+        client_backward_seconds=profile.client_backward_seconds,
+        server_seconds=profile.server_seconds,
+    )
+
+
+def costs_of(cuts: Cuts, batch: Sequence[int], steps: Sequence[int]) -> Costs:
+    """Costs of all cuts, for clients with these batch sizes and local steps per round."""
+    return Costs(tuple(cost_of(cut) for cut in cuts), tuple(batch), tuple(steps))
+
+
+class Planner:
+    """Plans every round, and learns from the rounds before.
+
+    Args:
+        cuts: The proven cuts.
+        policy: Who decides.
+        clients: One profile per client.
+        server: The server's profile.
+        batch: Batch size of each client.
+        in_order: Whether the server serves the clients in a fixed order.
+        emulate: Whether clients take as long as their profiles say.
+        learning: Whether measured times change later plans.
+    """
+
+    def __init__(
+        self,
+        cuts: Cuts,
+        policy: Policy,
+        clients: Sequence[ClientProfile],
+        server: ServerProfile,
+        batch: Sequence[int],
+        in_order: bool = False,
+        emulate: bool = False,
+        learning: bool = True,
+    ) -> None:
+        self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
+        self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
+        self.corrections = Corrections.none(len(self.clients))
+
+    def plan(self, steps: Sequence[int]) -> tuple[Plan, SimulatedRound]:
+        """The plan of a round with so many local steps per client, and what the round is expected to be like."""
+        costs = costs_of(self.cuts, self.batch, steps)
+        plan = self.policy.plan(costs, self.clients, self.server, self.corrections)
+        model = LatencyModel(costs, self.clients, self.server, self.corrections)
+        return plan, simulate(model, plan, self.in_order)
+
+    def compare(self, steps: Sequence[int]) -> dict[str, float]:
+        """Predicted seconds of the same round under the policies in `COMPARED`, where memory allows them."""
+        costs = costs_of(self.cuts, self.batch, steps)
+        model = LatencyModel(costs, self.clients, self.server, self.corrections)
+        times = {}
+        for name in COMPARED:
+            try:
+                plan = make_policy(name).plan(costs, self.clients, self.server, self.corrections)
+            except InfeasibleError:
+                continue  # not for these clients
+            times[name] = simulate(model, plan, self.in_order).round_time
+        return times
+
+    def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:
+        """What each client is told."""
+        model = LatencyModel(costs_of(self.cuts, self.batch, steps), self.clients, self.server)
+        orders = []
+        for client, name in enumerate(plan.cuts):
+            cut = self.cuts.find(name)
+            order = Orders(cut, steps[client])
+            if self.emulate:
+                times = model.times(client, model.names.index(cut.name), plan.shares[client])
+                emulation = Emulation(
+                    forward=times.forward / self.batch[client],
+                    backward=times.backward / self.batch[client],
+                    uplink=plan.uplink[client],
+                    downlink=plan.downlink[client],
+                    latency=self.clients[client].latency,
+                )
+                own = None if self.server.flops is None else times.server / self.batch[client]
+                order = replace(order, emulation=emulation, server_seconds=own)
+            orders.append(order)
+        return orders
+
+    def learn(self, plan: Plan, steps: Sequence[int], report: RoundReport) -> None:
+        """Takes over what a round's measured times say about the next ones."""
+        if not self.learning:
+            return
+        model = LatencyModel(costs_of(self.cuts, self.batch, steps), self.clients, self.server)
+        predicted, measured = [], []
+        for client in report.clients:
+            t = model.times(client.client, model.names.index(client.cut), client.share)
+            count, real = client.steps, client.seconds
+            split = count if client.cut != END else 0
+            predicted.append(
+                {
+                    "compute": count * (t.forward + t.backward),
+                    "uplink": split * t.uplink + t.upload,
+                    "downlink": split * t.downlink + t.download,
+                    "server": split * t.server,
+                }
+            )
+            measured.append(
+                {
+                    "compute": real.get("forward", 0.0) + real.get("backward", 0.0),
+                    "uplink": real.get("uplink", 0.0) + real.get("upload", 0.0),
+                    "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
+                    "server": real.get("server", 0.0),
+                }
+            )
+        self.corrections = self.corrections.update(predicted, measured)
