@@ -3,40 +3,82 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_edgesplit.launcher import ForkLauncher
+from lightning_edgesplit import options
+from lightning_edgesplit.launcher import (
+    CLIENT,
+    ExternalLauncher,
+    ForkLauncher,
+    Launcher,
+    Role,
+    ScriptLauncher,
+    behave_as_client,
+)
+from lightning_edgesplit.monitoring.progress import round_text, unwatch, watch
+from lightning_edgesplit.runtime.accounting import report_of
 from lightning_edgesplit.runtime.client import Client
-from lightning_edgesplit.runtime.partition import iid, rebuild
+from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
+from lightning_edgesplit.runtime.planning import Planner
+from lightning_edgesplit.runtime.rendezvous import Rendezvous
+from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.server import Server
-from lightning_edgesplit.runtime.wire import Frame, Link
-from lightning_edgesplit.splitting import END, Cut, Cuts, find_cuts
+from lightning_edgesplit.runtime.wire import Frame
+from lightning_edgesplit.scheduling import ClientProfile, Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import flatten
+
+SPANS_KEPT = 50
+"""Rounds whose timelines stay in `EdgeSplitStrategy.rounds`; of older ones only the sums do."""
 
 
 class EdgeSplitStrategy(SingleDeviceStrategy):
     """Trains a LightningModule by parallel split learning: clients in processes of their own, the Trainer as server.
 
     Args:
-        clients: How many clients; the training dataset is divided among them.
-        cuts: Where each client's part of the model ends: one module name for all, or one per client
+        clients: How many clients, one profile per client, or a YAML file (or OmegaConf node) with ``clients:`` and
+            ``server:``.
+        policy: Who decides cuts and shares of the links: ``"edgesplit"``, ``"exact"``, ``"uniform"``, ``"fedavg"``, or an
+            object with a ``name`` and a method ``plan`` (see `lightning_edgesplit.scheduling.Policy`).
+        cuts: Instead of a policy: one module name for all clients, or one per client
             (see `lightning_edgesplit.splitting.find_cuts`); ``"end"`` gives federated averaging.
+        server: The server's speed and the links that all clients share; None: what the YAML file says, else this
+            machine's speed as measured and links without limit.
+        server_model: ``"per_client"``: each client has a server-side model of its own.
         round_steps: Local steps per round; None: one pass over the client's data.
-        partition: ``"iid"``, or one list of sample numbers per client.
+        partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
+            numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
+        participation: Fraction of the clients that take part in a round; only 1.0.
+        optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
+            ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
+        clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say.
+        launcher: How clients are started: ``"fork"``, ``"script"``, ``"external"``, or ``"auto"``.
+        processes: How many processes carry the clients; None: one each.
         timeout: Seconds without a sign of life before a client counts as lost.
+
+    Attributes:
+        plan: The plan in force; None before the first round.
+        rounds: One report per round of the last ``fit``.
+        cuts: The cuts that were found, with their costs; None before ``fit``.
 
     Raises:
         ValueError: If an argument, or what the Trainer was asked for, cannot be; before any process starts.
@@ -46,142 +88,220 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def __init__(
         self,
-        clients: int = 2,
-        cuts: str | Sequence[str] = END,
+        clients: int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig = 4,
+        policy: str | Policy = "edgesplit",
+        cuts: str | Sequence[str] | None = None,
+        server: ServerProfile | None = None,
+        server_model: str = "per_client",
         round_steps: int | None = None,
-        partition: str | Sequence[Sequence[int]] = "iid",
+        partition: Partition = "iid",
+        participation: float = 1.0,
+        optimizer_state: str = "keep",
+        clock: str = "off",
+        launcher: str = "auto",
+        processes: int | None = None,
         timeout: float = 60.0,
     ) -> None:
         super().__init__("cpu")
-        if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
-            raise ValueError(f"clients={clients!r} must be a number of clients, at least 1.")
-        names = [cuts] * clients if isinstance(cuts, str) else list(cuts)
-        if len(names) != clients:
-            raise ValueError(
-                f"cuts={cuts!r} names {len(names)} cuts for {clients} clients: give one, or one per client."
-            )
-        if round_steps is not None and round_steps < 1:
-            raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
-        if partition != "iid" and (isinstance(partition, str) or len(partition) != clients or not all(partition)):
-            raise ValueError(
-                f'partition={partition!r} must be "iid", or a non-empty list of sample numbers per client.'
-            )
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout!r} must be > 0 seconds.")
-        self.clients, self.cut_names, self.round_steps = clients, names, round_steps
-        self.partition, self.timeout = partition, timeout
+        self.profiles, self.server_profile = options.profiles(clients, server)
+        count = len(self.profiles)
+        self._policy, self._wanted = options.policy(policy, cuts, count)
+        options.check(
+            server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
+        )
+        self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
+        self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
+        self.clock, self.timeout = clock, timeout
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
         self.cuts: Cuts | None = None
+        self.plan: Plan | None = None
+        self.rounds: list[RoundReport] = []
         self._server: Server | None = None
-        self._launcher_of_clients: ForkLauncher | None = None
+        self._planner: Planner | None = None
+        self._processes: Launcher | None = None
         self._now: tuple[int, Frame, Any] | None = None
+        self._expected: tuple[list[int], SimulatedRound] | None = None
+        self._source: Any = None
+        self._threads = torch.get_num_threads()
+        if self._role.client is not None:
+            rank_zero_only.rank = self._role.client + 1  # no logs, no checkpoints from a client
+
+    @property
+    @override
+    def is_global_zero(self) -> bool:
+        return self._role.client is None
+
+    # ---- before the first round --------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             super().setup(trainer)
             return
-        self._refuse_before_setup(trainer)
+        options.check_trainer(trainer, self)
+        module = trainer.lightning_module
+        self._source, self._threads = trainer.fit_loop._data_source, torch.get_num_threads()
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        source = trainer.fit_loop._data_source
-        loader = source.dataloader()
-        if isinstance(self.partition, str):
-            parts: Sequence[Sequence[int]] = iid(len(getattr(loader, "dataset", ())), self.clients, seed)
-        else:
-            parts = self.partition
-        loaders = rebuild(loader, parts, seed)
-        self._batches = [len(x) for x in loaders]
+        loaders = ClientLoaders(self._source.dataloader, self.partition, len(self.profiles), seed)
         trainer.fit_loop._data_source = _DataLoaderSource(_Arrivals(self), "train_dataloader")
         super().setup(trainer)
         if len(self.optimizers) != 1:
-            raise ValueError(f"configure_optimizers gave {len(self.optimizers)} optimizers: split learning takes one.")
-        if self.clients > 1 and any(c.interval == "step" for c in self.lr_scheduler_configs):
             raise ValueError(
-                'a learning-rate schedule with interval="step" would depend on who arrives first: use interval="epoch".'
+                f"configure_optimizers gave {len(self.optimizers)} optimizers: split learning takes one; put all"
+                " parameters into it, in groups where they differ."
             )
-        module = self.lightning_module
-        assert module is not None
         module.train()
-        generator = torch.get_rng_state()
-        batch = next(iter(rebuild(loader, parts, seed)[0]))
-        torch.set_rng_state(generator)
-        wanted = set(self.cut_names) - {END}
-        self.cuts = find_cuts(
-            module, batch, self.optimizers[0], only=lambda n: any(n == w or n.endswith(f".{w}") for w in wanted)
-        )
-        chosen = [self.cuts.find(name) for name in self.cut_names]
-        self._start(module, loaders, chosen, flatten(batch), seed)
-
-    def _refuse_before_setup(self, trainer: pl.Trainer) -> None:
-        module = self.lightning_module
-        assert module is not None
-        refused = {
-            "accelerator": (not isinstance(self.accelerator, CPUAccelerator), 'use accelerator="cpu"'),
-            "devices": (
-                len(self.parallel_devices or [0]) > 1,
-                "use devices=1: `clients` says how many there are",
-            ),
-            "precision": (trainer.precision != "32-true", 'use precision="32-true"'),
-            "accumulate_grad_batches": (trainer.accumulate_grad_batches != 1, "use a larger batch"),
-            "gradient_clip_val": (trainer.gradient_clip_val is not None, "clip in the loss, or leave it out"),
-            "limit_train_batches": (trainer.limit_train_batches != 1.0, "use max_steps, or a smaller dataset"),
-            "reload_dataloaders_every_n_epochs": (
-                bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
-                "leave it at 0",
-            ),
-            "ckpt_path": (
-                trainer.ckpt_path is not None,
-                "load the weights with load_from_checkpoint: resuming with the clients' state is not supported yet",
-            ),
-        }
-        for option, (cannot, way_out) in refused.items():
-            if cannot:
-                raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
-        if not module.automatic_optimization:
-            raise ValueError(
-                "automatic_optimization=False does not work with EdgeSplitStrategy: both sides step by themselves."
+        rendezvous = Rendezvous(self._role, [profile.name for profile in self.profiles], self.timeout)
+        if self._role.client is not None:
+            behave_as_client()
+            self._be_client(self._role.client, loaders, rendezvous, seed)
+            os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
+        batch = self._prepare(loaders.sample())
+        self.cuts = self._find_cuts(module, batch)
+        module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
+        if self._launcher_name == "fork":
+            self._processes = ForkLauncher(
+                len(self.profiles), lambda client: self._be_client(client, loaders, rendezvous, seed)
             )
+        elif self._launcher_name == "script":
+            self._processes = ScriptLauncher(len(self.profiles), rendezvous.address)
+        else:
+            self._processes = ExternalLauncher()
+        links = rendezvous.links(self._processes)
+        per_step = any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
+        in_order = per_step or torch.are_deterministic_algorithms_enabled()
+        names = [profile.name for profile in self.profiles]
+        self._server = Server(
+            module, _plain(self.optimizers[0]), links, names, flatten(batch), self.timeout / 4,
+            optimizer_state=self.optimizer_state_rule, in_order=in_order, paced=per_step,
+        )  # fmt: skip
+        if not any(greeting["batches"] for greeting in self._server.greetings):
+            raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
+        policy = self._policy
+        if isinstance(policy, Fixed):  # full names for what the user may have shortened
+            policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
+        self._planner = Planner(
+            self.cuts, policy, self.profiles, self.server_profile,
+            batch=[greeting["batch"] for greeting in self._server.greetings],
+            in_order=in_order, emulate=self.clock == "wall", learning=not torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+        self.rounds = []
+        self._plan_round(next(self._rounds()))
+        self._announce()
 
-    def _start(self, module: pl.LightningModule, loaders: Any, cuts: list[Cut], sample: Any, seed: int) -> None:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        optimizer = _plain(self.optimizers[0])
+    def _find_cuts(self, module: pl.LightningModule, batch: Any) -> Cuts:
+        """The proven and timed cuts; only those that were asked for, where some were."""
+        wanted = self._wanted
 
-        def main(client: int) -> None:
-            if client:  # the first goes on with the server's stream, so that one client draws what a plain run draws
-                torch.manual_seed(seed * 100_003 + client)
-            own = TCPStore("127.0.0.1", store.port, is_master=False)
-            link = Link(own, client, on_server=False, timeout=self.timeout)
-            Client(module, optimizer, loaders[client], link, self.timeout / 4).run()
+        def asked_for(name: str) -> bool:
+            return wanted is None or any(name == cut or name.endswith(f".{cut}") for cut in wanted)
 
-        self._launcher_of_clients = ForkLauncher(self.clients, main)
-        try:
-            links = [Link(store, k, on_server=True, timeout=self.timeout) for k in range(self.clients)]
-            self._server = Server(module, optimizer, links, cuts, sample, heartbeat=self.timeout / 4)
-        except BaseException:
-            self._launcher_of_clients.kill()
-            raise
+        cuts = find_cuts(module, batch, self.optimizers[0], only=asked_for)
+        for name in wanted or ():
+            cuts.find(name)
+        return time_cuts(module, batch, cuts, _plain(self.optimizers[0]), server_threads=self._threads)
+
+    def _be_client(self, client: int, loaders: ClientLoaders, rendezvous: Rendezvous, seed: int) -> None:
+        """What runs in a client's process, from its first to its last moment."""
+        os.environ[CLIENT] = str(client)  # for a `train_dataloader` that wants to know
+        if client:  # the first goes on with the server's stream, so that one client draws what a plain run draws
+            for sow in (torch.manual_seed, random.seed, np.random.seed):
+                sow((seed * 100_003 + client) % 2**32)
+        module, loops = self.lightning_module, self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
+        assert module is not None
+
+        def on_round(epoch: int, step: int) -> None:
+            loops.epoch_progress.current.processed = epoch  # `current_epoch` and `global_step` as on the server
+            loops.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+
+        Client(
+            module, _plain(self.optimizers[0]), loaders.of(client), rendezvous.link(client), self.timeout / 4,
+            prepare=self._prepare, on_round=on_round,
+        ).run()  # fmt: skip
+
+    def _announce(self) -> None:
+        """Prints the plan beside what others would take, where the run is watched at all, and adds to its progress bar."""
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        if trainer.progress_bar_callback is None:
+            return
+        from lightning_edgesplit.monitoring.console import print_plan
+
+        assert self.plan is not None
+        assert self._planner is not None
+        assert self._expected is not None
+        steps, expected = self._expected
+        others = self._planner.compare(steps) if self._wanted is None else {}
+        print_plan(
+            replace(self.plan, predicted=expected.ends), [p.name for p in self.profiles],
+            {name: seconds for name, seconds in others.items() if name != self.plan.policy},
+        )  # fmt: skip
+        watch(trainer, lambda: round_text(self.rounds[-1] if self.rounds else None))
+
+    # ---- a round -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _batches(self) -> list[int]:
+        """Mini-batches of every client in one pass over its data."""
+        assert self._server is not None
+        return [greeting["batches"] for greeting in self._server.greetings]
 
     def _rounds(self) -> Iterator[list[int]]:
         """Local steps of every client in every round of an epoch."""
-        left = list(self._batches)
+        left = self._batches
         while any(left):
             steps = [min(n, self.round_steps or n) for n in left]
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
             yield steps
 
+    def _plan_round(self, steps: list[int]) -> None:
+        assert self._planner is not None
+        self.plan, expected = self._planner.plan(steps)
+        self._expected = steps, expected
+
     def _epoch(self) -> Iterator[Any]:
-        assert self._server is not None
+        """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
+        server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
+        assert server is not None
+        assert planner is not None
         for number, steps in enumerate(self._rounds()):
-            self._server.start_round(steps, new_epoch=number == 0)
+            self._plan_round(steps)
+            assert self.plan is not None
+            server.start_round(
+                planner.orders(self.plan, steps),
+                new_epoch=number == 0, epoch=trainer.current_epoch, global_step=trainer.global_step,
+            )  # fmt: skip
             for _ in range(sum(steps)):
-                client, frame = self._server.arrival()
-                batch = self._server.batch_of(client, frame)
+                client, frame = server.arrival()
+                self._share_cores(client)
+                batch = server.batch_of(client, frame)
                 self._now = client, frame, batch
                 yield batch
 
+    def _share_cores(self, serving: int) -> None:
+        """Threads for the server's step: the cores that no client of this machine uses. Oversubscribed cores cost 30 %."""
+        assert self._server is not None
+        torch.set_num_threads(max(1, self._threads - self._server.clients_computing(serving)))
+
+    def _prepare(self, batch: Any) -> Any:
+        """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
+        assert self.lightning_module is not None
+        batch = self.precision_plugin.convert_input(batch)
+        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return super().batch_to_device(batch, dataloader_idx=0)
+
+    def _before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self._is_arrival(batch):
+            return batch
+        module = self.lightning_module
+        assert module is not None
+        return type(module).on_before_batch_transfer(module, batch, dataloader_idx)
+
+    def _is_arrival(self, batch: Any) -> bool:
+        return self._now is not None and batch is self._now[2]
+
     @override
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        if self._now is not None and batch is self._now[2]:
+        if self._is_arrival(batch):
             return batch  # the client has prepared it
         return super().batch_to_device(batch, device, dataloader_idx)
 
@@ -192,16 +312,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         client, frame, batch = self._now
         module = self.lightning_module
         assert module is not None
-        for name, value, options in frame.about["logged"]:
-            module.log(name, value, **{"batch_size": frame.about["samples"], **options})
-        side = self._server.seats[client].side
-        if side is None:
-            self._server.acknowledge(client)
+        for name, value, log_options in frame.about["logged"]:
+            module.log(name, value, **{"batch_size": frame.about["samples"], **log_options})
+        if self._server.seats[client].cut.name == END:
             return torch.tensor(frame.about["loss"], requires_grad=True)
         log = module.log
 
         def log_behind_the_cut(*args: Any, **kwargs: Any) -> None:
-            if side.cut_was_reached:
+            if self._server is not None and self._server.seats[client].server_side(module).cut_was_reached:
                 log(*args, **kwargs)
 
         module.__dict__["log"] = log_behind_the_cut
@@ -216,15 +334,54 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         assert self._server is not None
         assert self._now is not None
-        client, frame, _ = self._now
+        client = self._now[0]
         with self._server.installed(client):
             output = super().optimizer_step(optimizer, closure, model, **kwargs)
-        if self._server.served(client, frame.about["samples"]):
-            self._server.aggregate()
+        if self._server.seats[client].cut.name == END:
+            self._server.acknowledge(client)
+        if self._server.served(client):
+            self._end_round()
         return output
 
+    def _end_round(self) -> None:
+        """Aggregates, reports, and learns for the next plan."""
+        server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
+        assert server is not None
+        assert planner is not None
+        assert self.plan is not None
+        assert self._expected is not None
+        torch.set_num_threads(self._threads)
+        server.aggregate()
+        steps, expected = self._expected
+        report = report_of(
+            server,
+            self.plan,
+            expected.ends,
+            ended=time.monotonic(),
+            index=len(self.rounds),
+            epoch=trainer.current_epoch,
+        )
+        self.rounds.append(report)
+        if len(self.rounds) > SPANS_KEPT:
+            self.rounds[-SPANS_KEPT - 1] = replace(self.rounds[-SPANS_KEPT - 1], spans=())
+        planner.learn(self.plan, steps, report)
+        if trainer.loggers:
+            from lightning_edgesplit.monitoring.loggers import log_round
+
+            assert self.cuts is not None
+            depths = {cut.name: depth for depth, cut in enumerate(self.cuts)}
+            last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            log_round(trainer.loggers, report, trainer.global_step + 1, depths, figure=last)
+
+    # ---- whole models ------------------------------------------------------------------------------------------------
+
+    def _running(self) -> bool:
+        """Whether there are clients to ask; not while an exception is being handled."""
+        module = self.lightning_module
+        return self._server is not None and module is not None and module.trainer.state.status == TrainerStatus.RUNNING
+
     def _aggregate_what_there_is(self) -> None:
-        if self._server is not None and self._server.in_mid_round:
+        if self._running() and self._server is not None and self._server.in_mid_round:
             self._server.snapshot()
 
     @override
@@ -238,30 +395,39 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        state = super().optimizer_state(optimizer)
-        return {**state, "state": {}}  # type: ignore[dict-item]  # the rest is on the clients
+        if self._running() and self._server is not None:
+            self._server.gather_optimizer_state()
+        return super().optimizer_state(optimizer)
 
     @override
     def on_train_end(self) -> None:
         assert self._server is not None
-        assert self._launcher_of_clients is not None
+        assert self._processes is not None
         self._aggregate_what_there_is()
+        self._server.gather_optimizer_state()
         self._server.stop()
         self._server = None
-        self._launcher_of_clients.join(self.timeout)
+        self._processes.join(self.timeout)
 
     @override
     def on_exception(self, exception: BaseException) -> None:
+        if self._server is not None:
+            self._server.close()
         self._server = None  # what a checkpoint or the caller sees is the last aggregate
 
     @override
     def teardown(self) -> None:
-        if self._launcher_of_clients is not None:
-            self._launcher_of_clients.kill()
-            self._launcher_of_clients = None
         if self._server is not None:
             self._server.close()
-        self._server = self._now = None
+        if self._processes is not None:
+            self._processes.kill()
+        if self.lightning_module is not None:
+            self.lightning_module.__dict__.pop("on_before_batch_transfer", None)
+            if self._source is not None:
+                unwatch(self.lightning_module.trainer)
+                self.lightning_module.trainer.fit_loop._data_source = self._source
+        torch.set_num_threads(self._threads)
+        self._server = self._processes = self._now = self._source = None
         super().teardown()
 
 

@@ -194,3 +194,62 @@ def rebuild(loader: Any, part: Sequence[int], generator: torch.Generator | None)
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 80 else f"{text[:77]}..."
+
+
+class ClientLoaders:
+    """The clients' training loaders.
+
+    Args:
+        source: Gives the user's loader, or a list or dict with one loader per client.
+        partition: How to divide one loader's dataset.
+        clients: How many.
+        seed: Seeds the division and the shuffling.
+
+    Raises:
+        TypeError: If the loader cannot be divided.
+        ValueError: If the parts cannot be made, or there is not one loader per client.
+    """
+
+    def __init__(self, source: Callable[[], Any], partition: Partition, clients: int, seed: int) -> None:
+        self._source, self._partition, self._clients, self._seed = source, partition, clients, seed
+        self._loader = source()
+        self._parts: list[list[int]] | None = None
+        if isinstance(self._loader, (list, tuple, dict)):
+            if len(self._loader) != clients:
+                raise ValueError(
+                    f"{len(self._loader)} training loaders for {clients} clients: give one loader, or one per client."
+                )
+        elif partition is not None:
+            rebuild(self._loader, [0], None)  # says what is wrong with the loader before its dataset is read
+            self._parts = divide(partition, self._loader.dataset, clients, seed)
+
+    def of(self, client: int) -> Any:
+        """The loader of that client; call it in the client's process."""
+        if isinstance(self._loader, (list, tuple, dict)):
+            own = self._loader.values() if isinstance(self._loader, dict) else self._loader
+            return list(own)[client]
+        if self._parts is None:
+            return self._source()
+        generator = None if self._clients == 1 else torch.Generator().manual_seed(self._seed * 100_003 + client)
+        return rebuild(self._loader, self._parts[client], generator)
+
+    def sample(self) -> Any:
+        """A batch as the clients have it. The random generators are left as they were.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        state = torch.get_rng_state()
+        own = getattr(self._loader, "generator", None)
+        own_state = None if own is None else own.get_state()
+        try:
+            for client in range(self._clients):
+                for batch in self.of(client):
+                    return batch
+        finally:
+            torch.set_rng_state(state)
+            if own is not None:
+                own.set_state(own_state)
+        raise ValueError(
+            "no client has a batch to train on: give more samples, a smaller batch_size or drop_last=False."
+        )

@@ -94,6 +94,7 @@ class Server:
         optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
             client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
+        paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -112,9 +113,10 @@ class Server:
         heartbeat: float,
         optimizer_state: str = "keep",
         in_order: bool = False,
+        paced: bool = False,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
-        self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, False
+        self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, paced
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)

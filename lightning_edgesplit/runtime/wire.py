@@ -129,6 +129,7 @@ class Link:
         client: Index of the client.
         on_server: Which end this is.
         timeout: Seconds without a sign of life after which the other end counts as lost.
+        peer: How errors call the other end.
 
     Attributes:
         sent: Bytes sent so far, headers included.
@@ -138,17 +139,17 @@ class Link:
         ClientLostError: If the other end does not connect in time.
     """
 
-    def __init__(self, store: Store, client: int, on_server: bool, timeout: float) -> None:
+    def __init__(self, store: Store, client: int, on_server: bool, timeout: float, peer: str) -> None:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         options._timeout = timedelta(seconds=timeout)
-        self.client, self._peer, self._timeout = client, int(on_server), timeout
+        self.client, self._peer, self._timeout, self._name = client, int(on_server), timeout, peer
         self.sent = self.received = 0
         self._lock = threading.Lock()
         try:
             self._group: Any = ProcessGroupGloo(PrefixStore(f"client{client}/0", store), 1 - self._peer, 2, options)
         except RuntimeError as error:
-            raise ClientLostError(f"client {client} did not connect within {timeout} s (`timeout`): {error}") from error
+            raise ClientLostError(f"{peer} did not connect within {timeout:g} s (`timeout`): {error}") from error
 
     def send(self, frame: Frame, pace: Callable[[int], None] | None = None) -> int:
         """Sends a frame; may be called from several threads.
@@ -199,5 +200,5 @@ class Link:
 
     def _lost(self, error: Exception) -> ClientLostError:
         return ClientLostError(
-            f"client {self.client} is gone, or gave no sign of life for {self._timeout} s (`timeout`): {error}"
+            f"{self._name} is gone, or gave no sign of life for {self._timeout:g} s (`timeout`): {error}"
         )

@@ -1,0 +1,146 @@
+"""Checks of what the user asked for: every refusal names the option, its value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.accelerators import CPUAccelerator
+from omegaconf import DictConfig, ListConfig
+
+from lightning_edgesplit import launcher as launchers
+from lightning_edgesplit.runtime import partition as partitions
+from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
+
+if TYPE_CHECKING:
+    from lightning_edgesplit.strategy import EdgeSplitStrategy
+
+Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig
+
+
+def profiles(clients: Clients, server: ServerProfile | None) -> tuple[list[ClientProfile], ServerProfile]:
+    """Profiles of the clients, each with a name, and of the server.
+
+    Raises:
+        ValueError: If there are none, or a file is wrong.
+        TypeError: If an entry is no profile.
+    """
+    from_file = None
+    if isinstance(clients, int):
+        if isinstance(clients, bool) or clients < 1:
+            raise ValueError(f"clients={clients!r} must be at least 1; or give profiles, or a YAML file.")
+        made = [ClientProfile() for _ in range(clients)]
+    elif isinstance(clients, (str, PathLike, DictConfig, ListConfig)):
+        made, from_file = load_clients(clients)
+    else:
+        made = list(clients)
+        strangers = [profile for profile in made if not isinstance(profile, ClientProfile)]
+        if strangers:
+            raise TypeError(f"clients holds {strangers[0]!r}: give ClientProfile objects, a number, or a YAML file.")
+        if not made:
+            raise ValueError("clients=[] is empty: give at least one ClientProfile.")
+    made = [p if p.name else replace(p, name=f"client-{k}") for k, p in enumerate(made)]
+    names = [profile.name for profile in made]
+    if len(set(names)) < len(names):
+        raise ValueError(f"clients has the names {names}: give every client its own.")
+    if server is not None and not isinstance(server, ServerProfile):
+        raise TypeError(f"server={server!r} must be a ServerProfile.")
+    return made, server or from_file or ServerProfile()
+
+
+def policy(policy: str | Policy, cuts: str | Sequence[str] | None, count: int) -> tuple[Policy, list[str] | None]:
+    """The policy, and the cuts that the user named, if any.
+
+    Raises:
+        ValueError: If the policy is unknown, or there is neither one cut nor one per client.
+    """
+    made = make_policy(policy)
+    if cuts is None:
+        wanted = getattr(made, "cuts", None)
+        return made, None if wanted is None else list(wanted)
+    if policy != "edgesplit":
+        raise ValueError(f"cuts={cuts!r} and policy={policy!r} exclude each other: leave one of them out.")
+    names = [cuts] * count if isinstance(cuts, str) else list(cuts)
+    if len(names) != count:
+        raise ValueError(f"cuts={cuts!r} names {len(names)} cuts for {count} clients: give one, or one per client.")
+    return Fixed(tuple(names)), names
+
+
+def launcher(name: str, count: int) -> str:
+    """The launcher to use; checks that this process is one of the clients, if it is a client at all."""
+    chosen = launchers.choose(name)
+    client = launchers.Role.from_environment().client
+    if client is not None and client >= count:
+        raise ValueError(f"this process is to be client {client}, and clients={count}: number them from 0.")
+    return chosen
+
+
+def check(
+    server_model: str,
+    round_steps: int | None,
+    partition: partitions.Partition,
+    participation: float,
+    optimizer_state: str,
+    clock: str,
+    processes: int | None,
+    timeout: float,
+    count: int,
+) -> None:
+    """Refuses the other arguments of `EdgeSplitStrategy` that cannot be.
+
+    Raises:
+        ValueError: Naming the argument, its value and what is allowed.
+    """
+    if server_model != "per_client":
+        raise ValueError(f'server_model={server_model!r} is not supported: use "per_client".')
+    if round_steps is not None and (isinstance(round_steps, bool) or round_steps < 1):
+        raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
+    partitions.check(partition, count)
+    if participation != 1.0:
+        raise ValueError(f"participation={participation!r} is not supported: use 1.0, all clients in every round.")
+    if optimizer_state not in ("keep", "average", "reset"):
+        raise ValueError(f'optimizer_state={optimizer_state!r} is unknown: use "keep", "average" or "reset".')
+    if clock not in ("off", "wall"):
+        raise ValueError(f'clock={clock!r} is not supported: use "off" or "wall".')
+    if processes not in (None, count):
+        raise ValueError(f"processes={processes!r} is not supported: use None, a process for each client.")
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
+
+
+def check_trainer(trainer: pl.Trainer, strategy: EdgeSplitStrategy) -> None:
+    """Refuses what the Trainer was asked for and a split run cannot do, before any process starts.
+
+    Raises:
+        ValueError: Naming the Trainer's option and what to do instead.
+    """
+    devices: Any = strategy.parallel_devices
+    refused = {
+        "accelerator": (not isinstance(strategy.accelerator, CPUAccelerator), 'use accelerator="cpu"'),
+        "devices": (len(devices or [0]) > 1, "use devices=1: `clients` says how many there are"),
+        "num_nodes": (trainer.num_nodes > 1, "use num_nodes=1: the Trainer runs on the server alone"),
+        "precision": (trainer.precision != "32-true", 'use precision="32-true"'),
+        "accumulate_grad_batches": (trainer.accumulate_grad_batches != 1, "use 1 and a larger batch"),
+        "gradient_clip_val": (trainer.gradient_clip_val is not None, "leave it out"),
+        "limit_train_batches": (trainer.limit_train_batches != 1.0, "use max_steps, or a smaller dataset"),
+        "overfit_batches": (trainer.overfit_batches != 0, "use a smaller dataset"),
+        "reload_dataloaders_every_n_epochs": (
+            bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
+            "leave it at 0",
+        ),
+        "ckpt_path": (
+            trainer.ckpt_path is not None,
+            "load the weights with load_from_checkpoint: resuming with the clients' state is not supported yet",
+        ),
+    }
+    for option, (cannot, way_out) in refused.items():
+        if cannot:
+            raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
+    if not trainer.lightning_module.automatic_optimization:
+        raise ValueError(
+            "automatic_optimization=False does not work with EdgeSplitStrategy: both sides step by themselves. Return"
+            " the loss from training_step instead."
+        )
