@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig, ListConfig
 
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
-
-if TYPE_CHECKING:
-    from lightning_edgesplit.strategy import EdgeSplitStrategy
 
 Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig
 
@@ -111,13 +109,13 @@ def check(
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
 
 
-def check_trainer(trainer: pl.Trainer, strategy: EdgeSplitStrategy) -> None:
+def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
     """Refuses what the Trainer was asked for and a split run cannot do, before any process starts.
 
     Raises:
         ValueError: Naming the Trainer's option and what to do instead.
     """
-    devices: Any = strategy.parallel_devices
+    devices: Any = getattr(strategy, "parallel_devices", None)
     refused = {
         "accelerator": (not isinstance(strategy.accelerator, CPUAccelerator), 'use accelerator="cpu"'),
         "devices": (len(devices or [0]) > 1, "use devices=1: `clients` says how many there are"),
@@ -126,7 +124,7 @@ def check_trainer(trainer: pl.Trainer, strategy: EdgeSplitStrategy) -> None:
         "accumulate_grad_batches": (trainer.accumulate_grad_batches != 1, "use 1 and a larger batch"),
         "gradient_clip_val": (trainer.gradient_clip_val is not None, "leave it out"),
         "limit_train_batches": (trainer.limit_train_batches != 1.0, "use max_steps, or a smaller dataset"),
-        "overfit_batches": (trainer.overfit_batches != 0, "use a smaller dataset"),
+        "overfit_batches": (bool(getattr(trainer, "overfit_batches", 0)), "use a smaller dataset"),
         "reload_dataloaders_every_n_epochs": (
             bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
             "leave it at 0",

@@ -17,7 +17,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero as rank_zero_module
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -57,8 +57,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     Args:
         clients: How many clients, one profile per client, or a YAML file (or OmegaConf node) with ``clients:`` and
             ``server:``.
-        policy: Who decides cuts and shares of the links: ``"edgesplit"``, ``"exact"``, ``"uniform"``, ``"fedavg"``, or an
-            object with a ``name`` and a method ``plan`` (see `lightning_edgesplit.scheduling.Policy`).
+        policy: Who decides cuts and shares of the links: ``"edgesplit"``, ``"exact"``, ``"uniform"``, ``"fedavg"``,
+            or an object with a ``name`` and a method ``plan`` (`lightning_edgesplit.scheduling.Policy`).
         cuts: Instead of a policy: one module name for all clients, or one per client
             (see `lightning_edgesplit.splitting.find_cuts`); ``"end"`` gives federated averaging.
         server: The server's speed and the links that all clients share; None: what the YAML file says, else this
@@ -122,9 +122,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._now: tuple[int, Frame, Any] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._source: Any = None
+        self._batches: list[int] = []  # of every client, in one pass over its data
         self._threads = torch.get_num_threads()
         if self._role.client is not None:
-            rank_zero_only.rank = self._role.client + 1  # no logs, no checkpoints from a client
+            rank_zero_module.rank_zero_only.rank = self._role.client + 1  # type: ignore[attr-defined]  # no logs, no checkpoints from a client
 
     @property
     @override
@@ -175,7 +176,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             module, _plain(self.optimizers[0]), links, names, flatten(batch), self.timeout / 4,
             optimizer_state=self.optimizer_state_rule, in_order=in_order, paced=per_step,
         )  # fmt: skip
-        if not any(greeting["batches"] for greeting in self._server.greetings):
+        self._batches = [greeting["batches"] for greeting in self._server.greetings]
+        if not any(self._batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
         policy = self._policy
         if isinstance(policy, Fixed):  # full names for what the user may have shortened
@@ -211,7 +213,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert module is not None
 
         def on_round(epoch: int, step: int) -> None:
-            loops.epoch_progress.current.processed = epoch  # `current_epoch` and `global_step` as on the server
+            loops.epoch_progress.current.processed = epoch  # type: ignore[union-attr]  # `current_epoch` and `global_step` as on the server
             loops.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
 
         Client(
@@ -220,7 +222,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         ).run()  # fmt: skip
 
     def _announce(self) -> None:
-        """Prints the plan beside what others would take, where the run is watched at all, and adds to its progress bar."""
+        """Prints the plan beside what others would take, and adds to the progress bar, where there is one."""
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         if trainer.progress_bar_callback is None:
             return
@@ -239,15 +241,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _batches(self) -> list[int]:
-        """Mini-batches of every client in one pass over its data."""
-        assert self._server is not None
-        return [greeting["batches"] for greeting in self._server.greetings]
-
     def _rounds(self) -> Iterator[list[int]]:
         """Local steps of every client in every round of an epoch."""
-        left = self._batches
+        left = list(self._batches)
         while any(left):
             steps = [min(n, self.round_steps or n) for n in left]
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
@@ -278,7 +274,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 yield batch
 
     def _share_cores(self, serving: int) -> None:
-        """Threads for the server's step: the cores that no client of this machine uses. Oversubscribed cores cost 30 %."""
+        """Threads for the server's step: the cores that no client uses. Oversubscribed ones cost 30 %."""
         assert self._server is not None
         torch.set_num_threads(max(1, self._threads - self._server.clients_computing(serving)))
 

@@ -149,7 +149,7 @@ def test_an_exception_on_either_side_is_raised_and_the_last_aggregate_kept(on_se
     module = Failing()
     module.fails_on_server = on_server
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(error, match=r"deliberate" if on_server else r"client \d failed: RuntimeError: deliberate"):
+    with pytest.raises(error, match=r"deliberate" if on_server else r"client-\d failed: RuntimeError: deliberate"):
         fit(module, vectors(64), EdgeSplitStrategy(clients=2, cuts="net.2", timeout=30))
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 

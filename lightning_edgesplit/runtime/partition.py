@@ -92,8 +92,9 @@ def iid(samples: int, clients: int, generator: torch.Generator) -> list[list[int
 def dirichlet(labels: Tensor, clients: int, alpha: float, generator: torch.Generator) -> list[list[int]]:
     """Label skew: each class is divided among the clients by a draw from Dir(alpha).
 
-    After Hsu et al. 2019 (arXiv:1909.06335): theirs draws the class mix of each client; dividing each class is the
-    variant in common use (Li et al. 2021, arXiv:2102.02079). A client left without a sample gets one from the largest part.
+    After Hsu et al. 2019 (arXiv:1909.06335): they draw the class mix of each client; dividing each class is the
+    variant in common use (Li et al. 2021, arXiv:2102.02079). A client left without a sample gets one of the largest
+    part's.
 
     Args:
         labels: Class of each sample, [samples].

@@ -1,8 +1,8 @@
 """One round in virtual time: when each client computes, sends, waits and is served.
 
 The formula of `latency` gives every client 1/N of the server all the time; here the server serves one arrival at a
-time, at its full speed, in the order of arrival or in a fixed one, and who comes late waits. This is what a round is expected
-to be like, so it is what reports call *predicted*.
+time, at its full speed, in the order of arrival or in a fixed one, and who comes late waits. This is what a round is
+expected to be like, so it is what reports call *predicted*.
 """
 
 from __future__ import annotations

@@ -44,13 +44,13 @@ def test_a_link_carries_frames_both_ways_and_counts_bytes():
     store, ends = HashStore(), {}
 
     def client():
-        ends["client"] = Link(store, 0, on_server=False, timeout=20)
+        ends["client"] = Link(store, 0, on_server=False, timeout=20, peer="the server")
         ends["got"] = ends["client"].receive()
         ends["client"].send(Frame(Kind.GRADIENT, [ends["got"].tensors[0] * 2]))
 
     thread = threading.Thread(target=client)
     thread.start()
-    server = Link(store, 0, on_server=True, timeout=20)
+    server = Link(store, 0, on_server=True, timeout=20, peer="client-0")
     server.send(Frame(Kind.ALIVE))
     server.send(Frame(Kind.SMASHED, [torch.arange(3.0)]))
     assert torch.equal(server.receive().tensors[0], torch.tensor([0.0, 2.0, 4.0]))

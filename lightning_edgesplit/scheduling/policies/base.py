@@ -16,13 +16,12 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides cuts and shares of a round.
+    """Decides cuts and shares of a round."""
 
-    Attributes:
-        name: How reports call it.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        ...
 
     def plan(
         self,

@@ -20,7 +20,8 @@ class EdgeSplit:
     """Shortest slowest round over cuts and bandwidth shares, by alternation. A reconstruction.
 
     From the paper (arXiv:2403.15815; only its abstract and opening could be read): each client has its own cut,
-    training time is minimised over cuts and bandwidth together, by "a straightforward yet effective alternating algorithm".
+    training time is minimised over cuts and bandwidth together, by "a straightforward yet effective alternating
+    algorithm".
 
     Ours: that the two steps are the best cut of every client at its share, then the shares that make all clients end
     together at their cuts (bisection on T with b_k = D_k/(T − A_k)); the start at the best single cut with equal

@@ -17,8 +17,8 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 class Exact:
     """Shortest slowest round over cuts and bandwidth shares, optimal to `tolerance`, in O(N·L·log 1/tolerance).
 
-    Ours. For a target T each client needs b_k(T) = min over its cuts l of the least share that reaches T; T can be reached
-    iff Σ b_k(T) ≤ 1, which is monotone in T: bisection.
+    Ours. For a target T each client needs b_k(T) = min over its cuts l of the least share that reaches T; T can be
+    reached iff Σ b_k(T) ≤ 1, which is monotone in T: bisection.
     """
 
     tolerance: float = 1e-9
