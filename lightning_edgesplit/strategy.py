@@ -168,7 +168,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._processes = ScriptLauncher(len(self.profiles), rendezvous.address)
         else:
             self._processes = ExternalLauncher()
-        links = rendezvous.links(self._processes)
+        try:
+            links = rendezvous.links(self._processes)
+        finally:
+            rendezvous.close()
         per_step = any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
         in_order = per_step or torch.are_deterministic_algorithms_enabled()
         names = [profile.name for profile in self.profiles]

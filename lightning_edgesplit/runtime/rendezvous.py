@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -27,15 +28,15 @@ class Rendezvous:
     def __init__(self, role: Role, names: Sequence[str], timeout: float) -> None:
         self._names, self._timeout, self._hosted = names, timeout, role.hosted
         self._host, self._port = role.host or "127.0.0.1", role.port
-        self._store: Store | None = None
+        self._socket: socket.socket | None = None
         if role.client is None and not role.hosted:
             try:
-                self._store = TCPStore(self._host, self._port, is_master=True, wait_for_workers=False)
-            except RuntimeError as error:
+                self._socket = socket.create_server((self._host, self._port), backlog=1024)
+            except OSError as error:
                 raise RuntimeError(
                     f"the server cannot listen on {self.address}: {error}. Choose another port in EDGESPLIT_SERVER."
                 ) from error
-            self._port = self._store.port
+            self._port = self._socket.getsockname()[1]
 
     @property
     def address(self) -> str:
@@ -48,6 +49,7 @@ class Rendezvous:
         Raises:
             ClientLostError: If the server is not there in time.
         """
+        self.close()
         store = self._connect()
         store.set(f"here/{client}", "yes")
         return Link(store, client, on_server=False, timeout=self._timeout, peer="the server")
@@ -61,7 +63,7 @@ class Rendezvous:
         Raises:
             ClientLostError: If a client does not come in time; names it.
         """
-        store = self._store if self._store is not None else self._connect()
+        store = self._serve()
         deadline = time.monotonic() + self._timeout
         missing = list(range(len(self._names)))
         while missing:
@@ -82,6 +84,22 @@ class Rendezvous:
             Link(store, client, on_server=True, timeout=self._timeout, peer=name)
             for client, name in enumerate(self._names)
         ]
+
+    def close(self) -> None:
+        """Gives the port back, where nobody was waited for; also in a forked client, whose copy it is."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _serve(self) -> Store:
+        """The store, from now on; clients that came before wait at the socket.
+
+        Only now: a store has threads, and a process forked while one of them held a lock was seen to hang.
+        """
+        if self._socket is None:
+            return self._connect()
+        handle, self._socket = self._socket.detach(), None
+        return TCPStore(self._host, self._port, is_master=True, wait_for_workers=False, master_listen_fd=handle)
 
     def _connect(self) -> Store:
         limit = timedelta(seconds=self._timeout)
