@@ -279,7 +279,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _share_cores(self, serving: int) -> None:
         """Threads for the server's step: the cores that no client uses. Oversubscribed ones cost 30 %."""
         assert self._server is not None
-        torch.set_num_threads(max(1, self._threads - self._server.clients_computing(serving)))
+        computing = 0 if self.clock == "wall" else self._server.clients_computing(serving)  # emulated clients mostly sleep
+        torch.set_num_threads(max(1, self._threads - computing))
 
     def _prepare(self, batch: Any) -> Any:
         """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
