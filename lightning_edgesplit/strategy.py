@@ -123,7 +123,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._source: Any = None
         self._batches: list[int] = []  # of every client, in one pass over its data
-        self._threads = torch.get_num_threads()
+        self._threads = self._beside_clients = torch.get_num_threads()
         if self._role.client is not None:
             rank_zero_module.rank_zero_only.rank = self._role.client + 1  # type: ignore[attr-defined]  # no logs, no checkpoints from a client
 
@@ -256,6 +256,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._planner is not None
         self.plan, expected = self._planner.plan(steps)
         self._expected = steps, expected
+        self._beside_clients = self._planner.server_threads(self.plan, self._threads)
 
     def _epoch(self) -> Iterator[Any]:
         """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
@@ -271,16 +272,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             )  # fmt: skip
             for _ in range(sum(steps)):
                 client, frame = server.arrival()
-                self._share_cores(client)
+                self._share_cores()
                 batch = server.batch_of(client, frame)
                 self._now = client, frame, batch
                 yield batch
 
-    def _share_cores(self, serving: int) -> None:
-        """Threads for the server's step: the cores that no client uses. Oversubscribed ones cost 30 %."""
+    def _share_cores(self) -> None:
+        """Gives the server's step all threads where it computes alone, else as many as the plan leaves to it."""
         assert self._server is not None
-        computing = 0 if self.clock == "wall" else self._server.clients_computing(serving)  # emulated clients mostly sleep
-        torch.set_num_threads(max(1, self._threads - computing))
+        alone = self.clock == "wall" or not self._server.clients_ahead  # emulated clients mostly sleep
+        torch.set_num_threads(self._threads if alone else self._beside_clients)
 
     def _prepare(self, batch: Any) -> Any:
         """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""

@@ -89,15 +89,6 @@ class Inbox:
             except queue.Empty:
                 return None
 
-    def waiting(self, kind: Kind) -> int:
-        """How many frames of that kind have arrived and were not asked for yet."""
-        letter = self.poll(kind)
-        if letter is not None:
-            self._held.insert(0, letter)
-        while not self._queue.empty():
-            self._take(*self._queue.get())
-        return sum(letter.frame.kind is kind for letter in self._held)
-
     def explain(self, link: int, error: Exception) -> Exception:
         """Why a link broke: the client's own report of its failure where there is one, else `error`."""
         self._threads[link].join(timeout=5)  # it reads what is left, then ends: the link is broken

@@ -22,7 +22,7 @@ from lightning_edgesplit.scheduling import (
     simulate,
 )
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
-from lightning_edgesplit.splitting import END, Cut, Cuts
+from lightning_edgesplit.splitting import END, Cut, CutProfile, Cuts
 
 _FRAME = 48 + 2 * 80 + 250
 """Bytes of a step's frame beside its payload: header, a table row for each of two tensors, a little JSON (measured)."""
@@ -134,6 +134,32 @@ class Planner:
                 order = replace(order, emulation=emulation, server_seconds=own)
             orders.append(order)
         return orders
+
+    def server_threads(self, plan: Plan, cores: int) -> int:
+        """How many of this machine's cores the server's step should use, when clients compute beside it.
+
+        With t threads for the server, clients have the other cores: a step takes the longer of the server's time on t
+        cores (between the measured ones by Amdahl's law) and the clients' work on the rest. With all cores the two add
+        up, and oversubscribed cores cost up to 30 % (measured) of the time in which they are.
+        """
+        whole = self.cuts.find(END).profile
+        chosen = [profile for name in plan.cuts if (profile := self.cuts.find(name).profile) is not None]
+        assert whole is not None
+
+        def on_one_core(profile: CutProfile) -> float:
+            return (profile.client_forward_seconds or 0.0) + (profile.client_backward_seconds or 0.0)
+
+        client = sum(on_one_core(profile) for profile in chosen) / len(chosen)
+        one = max(on_one_core(whole) - client, 0.0)
+        every = sum(profile.server_seconds or 0.0 for profile in chosen) / len(chosen)
+        if cores == 1 or every <= 0:
+            return 1
+        serial = min(1.0, max(0.0, (every * cores / one - 1) / (cores - 1))) if one > 0 else 1.0
+        times = {
+            t: max(one * (serial + (1 - serial) / t), client / min(cores - t, len(chosen))) for t in range(1, cores)
+        }
+        times[cores] = (every + client / cores) * (1 + 0.3 * min(1.0, client / every))
+        return min(times, key=lambda t: times[t])
 
     def learn(self, plan: Plan, steps: Sequence[int], report: RoundReport) -> None:
         """Takes over what a round's measured times say about the next ones."""

@@ -209,10 +209,10 @@ class Server:
         seat.services.append(Service(letter.arrived, begun=time.monotonic()))
         return letter.link, letter.frame
 
-    def clients_computing(self, serving: int) -> int:
-        """How many clients are at work while `serving` is served: those whose next smashed data is not here yet."""
-        busy = sum(seat.left > 0 for client, seat in enumerate(self.seats) if client != serving)
-        return max(0, busy - self.inbox.waiting(Kind.SMASHED))
+    @property
+    def clients_ahead(self) -> bool:
+        """Whether a client has local steps ahead, so that it computes or will as soon as it has its gradient."""
+        return any(seat.left for seat in self.seats)
 
     def batch_of(self, client: int, frame: Frame) -> Any:
         """The user's batch as the server has it: labels and the like real, private leaves on the meta device.
