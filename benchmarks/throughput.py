@@ -27,7 +27,6 @@ from torchvision.models import resnet18
 
 from lightning_edgesplit import EdgeSplitStrategy
 
-
 CUTS = ["layer1", "layer2", "layer3", "layer4"]
 
 

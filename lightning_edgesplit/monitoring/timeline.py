@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from os import PathLike
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -26,8 +27,8 @@ COLOURS = {
     "upload": "#CC79A7",
     "aggregation": "#333333",
 }
-"""The palette of Okabe and Ito (2008), which colour-blind readers can tell apart: blues compute, orange and vermilion are
-the link, green is the server, pinks move the model, greys are nobody's work."""
+"""The palette of Okabe and Ito (2008), which colour-blind readers can tell apart: blues compute, orange and vermilion
+are the link, green is the server, pinks move the model, greys are nobody's work."""
 
 LABELS = {
     "download": "download (model)",
@@ -44,7 +45,7 @@ LABELS = {
 PASSIVE = ("wait", "server", "aggregation")
 """Phases in which the client itself rests: thin bars in its row."""
 
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.5,
     "text.color": "#222222",
@@ -91,7 +92,7 @@ def timeline_figure(report: RoundReport) -> Figure:
 
 
 def save_timeline(report: RoundReport, path: str | PathLike[str]) -> None:
-    """Saves the timeline of a round; the path's ending says as what (``.png``, or ``.pdf`` and ``.svg`` for a paper)."""
+    """Saves the timeline of a round; the path's ending says as what (``.png``; ``.pdf`` or ``.svg`` for a paper)."""
     with mpl.rc_context(STYLE):
         timeline_figure(report).savefig(path, dpi=200)
 

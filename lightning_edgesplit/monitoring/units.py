@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, with their unit. Plain ASCII, so that any terminal prints it."""
+"""Numbers as people read them: three significant digits, with their unit, in plain ASCII for any terminal."""
 
 from __future__ import annotations
 

@@ -42,16 +42,18 @@ def test_a_node_or_a_plain_mapping_will_do_as_well():
     [
         ("clients: [{name: a, upload: 3}]", r"clients\[0\].upload.*Known keys are"),
         ("clients: [{name: a, uplink: fast}]", r"clients\[0\].uplink"),
-        ("clients: [{name: a, flops: ???}]", r"clients\[0\].flops.*[Mm]issing"),
+        ("clients:\n- name: a\n  flops: ???", r"clients\[0\].flops': the value is missing"),
         ("clients: [{name: a, flops: -1}]", r"clients\[0\].*flops=-1.0 of client 'a' must be > 0"),
         ("clients: [{name: a, uplink: 0}]", r"clients\[0\].*uplink=0.0"),
         ("clients: [{name: a, memory: .nan}]", r"clients\[0\].*memory=nan"),
         ("clients: [{name: a, count: 0}]", r"clients\[0\].count': 0"),
         ("clients: [{name: a}, {name: a}]", "'a' comes twice"),
         ("clients: [{name: a, flops: 1, slowdown: 1}]", "exclude each other"),
-        ("clients: []", "is empty"),
+        ("clients: []", "missing or empty"),
         ("clients: [{name: a}]\nserver: {flops: 0}", "'server': flops=0.0"),
         ("devices: [{name: a}]", "devices.*Known keys"),
+        ("clients: [a]", r"clients\[0\]': 'a' is no mapping"),
+        ("clients: [{", "cannot be read"),
     ],
 )
 def test_a_mistake_is_an_error_with_its_place(text, message, tmp_path):
