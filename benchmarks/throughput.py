@@ -1,7 +1,7 @@
 """Samples per second of four clients and their server against plain Lightning: same cores, model, batch and data.
 
-ResNet-18 on 32×32 images, batch 32 per client, unthrottled. The pairs are run in turn, and each ratio is of one pair, so
-that what else the machine does hits both. The first epoch of each run is not counted.
+ResNet-18 on 32×32 images, batch 32 per client, unthrottled. The pairs are run in turn, and each ratio is of one pair,
+so that what else the machine does hits both. The first epoch of each run is not counted.
 
     python benchmarks/throughput.py [--cuts layer2] [--pairs 5] [--threads 2]
 """

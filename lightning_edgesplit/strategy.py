@@ -37,7 +37,7 @@ from lightning_edgesplit.monitoring.progress import round_text, unwatch, watch
 from lightning_edgesplit.runtime.accounting import report_of
 from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
-from lightning_edgesplit.runtime.planning import Planner
+from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.server import Server
@@ -131,6 +131,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     @override
     def is_global_zero(self) -> bool:
         return self._role.client is None
+
+    def save_costs(self, path: str | PathLike[str]) -> None:
+        """Writes what every cut of the fitted module costs as JSON, for ``edgesplit plan``.
+
+        Raises:
+            RuntimeError: Before ``fit``, when nothing is known yet.
+        """
+        if self._planner is None or self._expected is None:
+            raise RuntimeError("save_costs needs the costs that `fit` measures: call it after `fit`.")
+        costs_of(self._planner.cuts, self._planner.batch, self._expected[0]).save(path)
 
     # ---- before the first round --------------------------------------------------------------------------------------
 
