@@ -162,14 +162,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 " parameters into it, in groups where they differ."
             )
         module.train()
-        rendezvous = Rendezvous(self._role, [profile.name for profile in self.profiles], self.timeout)
+        names = [profile.name for profile in self.profiles]
         if self._role.client is not None:
             behave_as_client()
-            self._be_client(self._role.client, loaders, rendezvous, seed)
+            self._be_client(self._role.client, loaders, Rendezvous(self._role, names, self.timeout), seed)
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
         batch = self._prepare(loaders.sample())
         self.cuts = self._find_cuts(module, batch)
         module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
+        rendezvous = Rendezvous(self._role, names, self.timeout)
         if self._launcher_name == "fork":
             self._processes = ForkLauncher(
                 len(self.profiles), lambda client: self._be_client(client, loaders, rendezvous, seed)
@@ -184,7 +185,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             rendezvous.close()
         per_step = any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
         in_order = per_step or torch.are_deterministic_algorithms_enabled()
-        names = [profile.name for profile in self.profiles]
         self._server = Server(
             module, _plain(self.optimizers[0]), links, names, flatten(batch), self.timeout / 4,
             optimizer_state=self.optimizer_state_rule, in_order=in_order, paced=per_step,

@@ -200,14 +200,19 @@ class Server:
         """The next smashed data: in the order in which they come, or of the client whose turn it is."""
         letter = self.inbox.next(Kind.SMASHED, link=next(self._turns) if self.in_order else None)
         seat = self.seats[letter.link]
-        if seat.handover:
-            frame = self.inbox.next(Kind.HANDOVER, link=letter.link).frame
-            for name, entries in states.unpack(frame.about["state"], frame.tensors).items():
-                seat.state[self.sides.parameters[name]] = entries
-            seat.handover = False
+        self._take_handover(letter.link)
         seat.left -= 1
         seat.services.append(Service(letter.arrived, begun=time.monotonic()))
         return letter.link, letter.frame
+
+    def _take_handover(self, client: int) -> None:
+        """The optimizer state of what has moved to the server's side; the client sends it before anything else."""
+        seat = self.seats[client]
+        if seat.handover:
+            frame = self.inbox.next(Kind.HANDOVER, link=client).frame
+            for name, entries in states.unpack(frame.about["state"], frame.tensors).items():
+                seat.state[self.sides.parameters[name]] = entries
+            seat.handover = False
 
     @property
     def clients_ahead(self) -> bool:
@@ -338,6 +343,8 @@ class Server:
         return self._letters(Kind.SNAPSHOT)
 
     def _letters(self, kind: Kind) -> list[Letter]:
+        for client in range(len(self.seats)):
+            self._take_handover(client)  # of those that have no local step in this round, or none yet
         letters = [self.inbox.next(kind) for _ in self.seats]
         return sorted(letters, key=lambda letter: letter.link)
 
