@@ -117,6 +117,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.plan: Plan | None = None
         self.rounds: list[RoundReport] = []
         self._server: Server | None = None
+        self._abandoned: Server | None = None
         self._planner: Planner | None = None
         self._processes: Launcher | None = None
         self._now: tuple[int, Frame, Any] | None = None
@@ -423,22 +424,22 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         if self._server is not None:
-            self._server.close()
-        self._server = None  # what a checkpoint or the caller sees is the last aggregate
+            self._server.abandon()
+        self._abandoned, self._server = self._server, None  # a checkpoint or the caller sees the last aggregate
 
     @override
     def teardown(self) -> None:
-        if self._server is not None:
-            self._server.close()
         if self._processes is not None:
             self._processes.kill()
+        if self._abandoned is not None:
+            self._abandoned.join(timeout=5)
         if self.lightning_module is not None:
             self.lightning_module.__dict__.pop("on_before_batch_transfer", None)
             if self._source is not None:
                 unwatch(self.lightning_module.trainer)
                 self.lightning_module.trainer.fit_loop._data_source = self._source
         torch.set_num_threads(self._threads)
-        self._server = self._processes = self._now = self._source = None
+        self._server = self._abandoned = self._processes = self._now = self._source = None
         super().teardown()
 
 

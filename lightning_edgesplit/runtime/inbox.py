@@ -98,10 +98,11 @@ class Inbox:
                 return self._failure(got)
         return error
 
-    def join(self) -> None:
-        """Waits for the receiving threads, which end with the last frame of each link."""
+    def join(self, timeout: float) -> None:
+        """Waits for the receiving threads, which end with the last frame of each link; so many seconds at most."""
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _pick(self, kinds: tuple[Kind, ...], link: int | None) -> Letter | None:
         for at, letter in enumerate(self._held):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,9 +137,20 @@ class Server:
                 except ClientLostError:
                     return  # the thread that receives from this client has the same news, and reports it
 
-    def close(self) -> None:
-        """Ends the signs of life; the clients give up, or are ended by their launcher."""
+    def abandon(self) -> None:
+        """Ends the signs of life after a failure, and lets clients that still listen end as well."""
         self._ended.set()
+        for seat in self.seats:
+            with suppress(ClientLostError):  # the run ends for another reason, which is already on its way to the user
+                seat.link.send(Frame(Kind.STOP))
+
+    def join(self, timeout: float) -> None:
+        """Waits for the threads of a server that was stopped or abandoned.
+
+        Python must not end while one is inside gloo: that aborts the process.
+        """
+        self._pulse.join(timeout)
+        self.inbox.join(timeout)
 
     def _send(self, client: int, frame: Frame) -> None:
         try:
@@ -379,5 +390,5 @@ class Server:
             self._send(client, Frame(Kind.STOP))
         for _ in self.seats:
             self.inbox.next(Kind.GOODBYE)
-        self.close()
-        self.inbox.join()
+        self._ended.set()
+        self.join(timeout=5)
