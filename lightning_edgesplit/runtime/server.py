@@ -127,7 +127,11 @@ class Server:
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, args=(heartbeat,), name="signs of life", daemon=True)
         self._pulse.start()
-        self.greetings = [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.seats))]
+        try:
+            self.greetings = [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.seats))]
+        except BaseException:
+            self._ended.set()
+            raise
 
     def _beat(self, seconds: float) -> None:
         while not self._ended.wait(seconds):

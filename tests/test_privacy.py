@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small import Deterministic, fit
+
+from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit.runtime import wire
+
+
+class WideLabels(Deterministic):
+    """Labels so large that their bytes turn up nowhere by chance."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0], batch[1] % 10), batch_idx)
+
+
+@pytest.mark.parametrize("cut", ["net.0", "net.3", "end"])
+def test_raw_inputs_stay_on_the_client_and_labels_go_only_where_they_are_needed(cut, monkeypatch, tmp_path):
+    encode = wire.encode
+
+    def listening(frame):
+        header, body = encode(frame)
+        with (tmp_path / "wire.bin").open("ab") as file:  # the clients are forked, so that they are listened to as well
+            file.write(bytes(body))
+        return header, body
+
+    monkeypatch.setattr(wire, "encode", listening)
+    inputs, labels = torch.randn(32, 12), torch.randint(2**40, 2**41, (32,))
+    module = WideLabels()
+    data = torch.utils.data.TensorDataset(inputs, labels)
+    fit(module, data, EdgeSplitStrategy(clients=2, cuts=cut, timeout=30), batch_size=8, epochs=1)
+
+    heard = (tmp_path / "wire.bin").read_bytes()
+    pieces = [row[at : at + 3].numpy().tobytes() for row in inputs for at in range(0, 12, 3)]
+    assert not [piece for piece in pieces if piece in heard]
+    found = [label for label in labels if label.numpy().tobytes() in heard]
+    assert len(found) == (0 if cut == "end" else len(labels))  # so the listening works
+    weights = module.state_dict()["net.0.weight"].numpy().tobytes()
+    assert len(heard) > len(weights)
