@@ -49,7 +49,7 @@ def test_labels_are_found_in_targets_in_samples_and_behind_a_subset():
 
 @pytest.mark.parametrize(
     "partition",
-    ["even", "dirichlet:", "dirichlet:0", "dirichlet:x", "shards:0", "shards:1.5", "iid:3", [[1]], [[1], []]],,
+    ["even", "dirichlet:", "dirichlet:0", "dirichlet:x", "shards:0", "shards:1.5", "iid:3", [[1]], [[1], []]],
 )
 def test_what_is_no_partition_is_refused(partition):
     with pytest.raises(ValueError, match="partition="):
