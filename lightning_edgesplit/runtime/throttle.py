@@ -60,10 +60,11 @@ class TokenBucket:
     Args:
         rate: bit/s; None: not limited.
         latency: Delay added to each message, seconds.
-        burst: Bytes that may pass at once after the link was idle (one Ethernet frame by default).
+        burst: Bytes that may pass at once after the link was idle; 0: every byte takes its time, as in the latency
+            model.
     """
 
-    def __init__(self, rate: float | None, latency: float = 0.0, burst: float = 1500.0) -> None:
+    def __init__(self, rate: float | None, latency: float = 0.0, burst: float = 0.0) -> None:
         self._rate = None if rate is None else rate / 8  # bytes/s
         self._latency, self._burst = latency, burst
         self._tokens, self._at = burst, float("-inf")

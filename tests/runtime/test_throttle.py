@@ -50,11 +50,11 @@ def test_a_message_takes_its_bits_over_the_rate_plus_the_latency():
     clock = Clock()
     link = throttle(clock, uplink=8e6, downlink=4e6, latency=0.05)
     link.sending(1_000_000)
-    assert clock() == pytest.approx(100 + 1.0 + 0.05, abs=2e-3)  # the burst of one frame is free
+    assert clock() == pytest.approx(100 + 1.0 + 0.05)
     arrived = clock()
     clock.now += 0.5  # it was here half a second ago
     link.received(1_000_000, arrived)
-    assert clock() == pytest.approx(arrived + 2.0 + 0.05, abs=4e-3)
+    assert clock() == pytest.approx(arrived + 2.0 + 0.05)
 
 
 def test_messages_in_a_row_share_the_rate_and_idle_time_is_not_saved_up():
