@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from monitoring_samples import sample_plan, sample_report
+from rich.console import Console
+
+from lightning_edgesplit.monitoring.console import plan_table, print_plan, print_round, round_line
+
+NAMES = ["raspberry-pi-4", "jetson-nano", "jetson-orin-nx", "workstation-gpu"]
+
+
+def printed(show, *arguments) -> str:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    show(*arguments, console=console)
+    return console.file.getvalue()
+
+
+def test_a_plan_fits_80_columns_and_names_every_client_cut_share_and_rate():
+    text = printed(print_plan, sample_plan(), NAMES)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = {name: next(line for line in text.splitlines() if line.startswith(name)) for name in NAMES}
+    assert all(f"layer{k}" in rows[name] for name, k in zip(NAMES, (1, 2, 3, 3), strict=True))
+    assert "37 %" in rows["raspberry-pi-4"]
+    assert "7.4 Mbit/s" in rows["raspberry-pi-4"]
+    assert "no limit" in rows["raspberry-pi-4"]
+    assert [name for name in NAMES if rows[name].rstrip().endswith("*")] == ["raspberry-pi-4"]
+
+
+def test_other_policies_stand_below_with_how_much_faster_the_plan_is():
+    text = printed(print_plan, sample_plan(), NAMES, {"fedavg": 49.0, "uniform": 24.5})
+    lines = [line.split() for line in text.splitlines()]
+    assert ["uniform", "24.5", "s", "2.00x"] in lines
+    assert ["fedavg", "49.0", "s", "4.00x"] in lines
+
+
+def test_there_is_one_name_per_client():
+    with pytest.raises(ValueError, match="names has 1 entries, the plan 4 clients"):
+        plan_table(sample_plan(), ["a"])
+
+
+def test_a_round_fits_80_columns_and_accounts_for_every_client():
+    report = sample_report()
+    text = printed(print_round, report)
+    assert max(map(len, text.splitlines())) <= 80
+    for client in report.clients:
+        assert client.name in text
+        assert f"{client.cut}, {100 * client.share:.0f} %" in text
+    assert "late" in text
+    punctual = replace(report, clients=tuple(replace(client, overrun=0.0) for client in report.clients))
+    assert "late" not in printed(print_round, punctual)
+
+
+def test_long_names_of_cuts_stay_in_their_column():
+    report = sample_report()
+    long = tuple(replace(client, cut="net.features.denseblock2.denselayer11") for client in report.clients)
+    assert max(map(len, printed(print_round, replace(report, clients=long)).splitlines())) <= 80
+
+
+def test_a_round_in_a_line_compares_it_with_the_prediction():
+    report = replace(sample_report(), seconds=12.0, predicted=10.0)
+    assert round_line(report).startswith("round 3 (edgesplit): 12.0 s, predicted 10.0 s (+20 %)")
+    assert f"slowest {report.slowest.name}" in round_line(report)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        (
+            "lightning_edgesplit",
+            "ClientFailedError ClientLostError ClientProfile EdgeSplitError EdgeSplitStrategy ImpossibleCutError"
+            " InfeasibleError ServerProfile",
+        ),
+        ("lightning_edgesplit.splitting", "END Cut CutProfile Cuts find_cuts time_cuts"),
+        (
+            "lightning_edgesplit.scheduling",
+            "POLICIES ClientProfile Corrections Costs CutCost EdgeSplit Exact FedAvg Fixed InfeasibleError LatencyModel"
+            " Plan Policy ServerProfile Uniform load_clients make_policy simulate",
+        ),
+        (
+            "lightning_edgesplit.monitoring",
+            "log_round plan_table print_plan print_round round_line round_metrics round_table round_text save_timeline"
+            " timeline_figure unwatch watch",
+        ),
+    ],
+)
+def test_what_users_import_is_there_and_nothing_else_is_promised(package, names):
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(names.split())
+    assert all(hasattr(module, name) for name in names.split())
