@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from lightning_edgesplit.launcher import CLIENT, SERVER
+from lightning_edgesplit.monitoring import print_plan
 from lightning_edgesplit.scheduling import (
     POLICIES,
     Costs,
@@ -74,8 +75,6 @@ def _plan(options: argparse.Namespace) -> int:
         names = [profile.name for profile in profiles]
         print(json.dumps({**asdict(plan), "clients": names, "round_time": plan.round_time, "others": others}))
     else:
-        from lightning_edgesplit.monitoring.console import print_plan
-
         print_plan(plan, [profile.name for profile in profiles], others)
     return 0
 

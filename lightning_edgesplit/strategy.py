@@ -33,7 +33,7 @@ from lightning_edgesplit.launcher import (
     ScriptLauncher,
     behave_as_client,
 )
-from lightning_edgesplit.monitoring.progress import round_text, unwatch, watch
+from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
 from lightning_edgesplit.runtime.accounting import report_of
 from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
@@ -240,8 +240,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         if trainer.progress_bar_callback is None:
             return
-        from lightning_edgesplit.monitoring.console import print_plan
-
         assert self.plan is not None
         assert self._planner is not None
         assert self._expected is not None
@@ -378,8 +376,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self.rounds[-SPANS_KEPT - 1] = replace(self.rounds[-SPANS_KEPT - 1], spans=())
         planner.learn(self.plan, steps, report)
         if trainer.loggers:
-            from lightning_edgesplit.monitoring.loggers import log_round
-
             assert self.cuts is not None
             depths = {cut.name: depth for depth, cut in enumerate(self.cuts)}
             last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lightning_edgesplit.cli import main
+from lightning_edgesplit.scheduling import Costs, CutCost
+
+CLIENTS = """
+clients:
+  - {name: fast, flops: 1e12}
+  - {name: slow, flops: 1e9}
+server: {flops: 1e12, uplink: 1e8, downlink: 1e8}
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    shallow = CutCost("shallow", 1e6, 2e6, 97e6, smashed=4e3, gradient=4e3, weights=1e4)
+    end = CutCost("end", 30e6, 70e6, 0.0, 0.0, 0.0, weights=1e7)
+    Costs((shallow, end), (32, 32), (10, 10)).save(tmp_path / "costs.json")
+    (tmp_path / "clients.yaml").write_text(CLIENTS)
+    return [str(tmp_path / "clients.yaml"), str(tmp_path / "costs.json")]
+
+
+def test_plan_prints_a_table_beside_the_other_policies(files, capsys):
+    assert main(["plan", *files]) == 0
+    text = capsys.readouterr().out
+    assert "plan of edgesplit" in text
+    assert all(word in text for word in ("fast", "slow", "shallow", "fedavg", "uniform", "exact"))
+
+
+def test_plan_prints_json_for_programs(files, capsys):
+    assert main(["plan", *files, "--policy", "fedavg", "--steps", "1", "--batch", "8", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cuts"] == ["end", "end"]
+    assert plan["round_time"] == pytest.approx(8 * 100e6 / 1e9 + 2 * 1e7 / (0.5 * 1e8 / 8))
+    assert set(plan["others"]) == {"edgesplit", "uniform", "exact"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--policy", "best"], "policy='best' is unknown"),
+        (["--steps", "0"], "--steps=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_line_that_says_what_to_do(files, more, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", *files, *more])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_costs_of_another_number_of_clients_need_batch_and_steps(files, tmp_path, capsys):
+    three = tmp_path / "three.yaml"
+    three.write_text("clients: [{name: a, flops: 1e9, count: 3}]\nserver: {flops: 1e12}")
+    with pytest.raises(SystemExit):
+        main(["plan", str(three), files[1]])
+    assert "the costs are of 2 clients, there are 3: give --batch" in capsys.readouterr().err
+    assert main(["plan", str(three), files[1], "--batch", "32", "--steps", "10"]) == 0
+
+
+def test_a_client_needs_a_script(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["client", "0", "--server", "127.0.0.1:29500", str(tmp_path / "none.py")])
+    assert "there is no such file" in capsys.readouterr().err
