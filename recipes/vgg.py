@@ -126,7 +126,8 @@ def main() -> None:
     strategy = "auto" if config.plain else EdgeSplitStrategy(**split)  # the one change
     trainer = L.Trainer(strategy=strategy, **config.trainer)
     trainer.fit(module, DataLoader(train, shuffle=True, **loader), DataLoader(test, **loader))
-    print(f"val_accuracy: {trainer.callback_metrics['val_accuracy']:.1%} after {trainer.current_epoch} epochs")
+    (scores,) = trainer.validate(module, DataLoader(test, **loader), verbose=False)
+    print(f"val_accuracy: {scores['val_accuracy']:.1%} after {trainer.global_step} steps")
 
 
 if __name__ == "__main__":
