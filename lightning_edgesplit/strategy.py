@@ -289,8 +289,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _share_cores(self) -> None:
         """Gives the server's step all threads where it computes alone, else as many as the plan leaves to it."""
         assert self._server is not None
-        alone = self.clock == "wall" or not self._server.clients_ahead  # emulated clients mostly sleep
-        torch.set_num_threads(self._threads if alone else self._beside_clients)
+        torch.set_num_threads(self._beside_clients if self._server.clients_ahead else self._threads)
 
     def _prepare(self, batch: Any) -> Any:
         """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
