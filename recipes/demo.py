@@ -23,7 +23,7 @@ from lightning_edgesplit.data import FashionMNISTMini
 from lightning_edgesplit.monitoring import print_round, round_line, save_timeline
 
 CLIENTS = Path(__file__).parents[1] / "configs" / "clients" / "demo.yaml"
-EPOCHS = 6
+EPOCHS = 7
 
 
 class Classifier(L.LightningModule):

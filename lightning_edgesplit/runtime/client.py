@@ -208,7 +208,7 @@ class Client:
         if self.cut.random:
             torch.set_rng_state(answer.frame.tensors[1])
         smashed.backward(answer.frame.tensors[0])  # type: ignore[no-untyped-call]
-        self._set_groups(answer.frame.about["groups"])
+        self._set_groups(answer.frame.about.get("groups"))
         self.optimizer.step()
         self.throttle.backward(received, about["samples"])
         return [forward, sent, received, time.monotonic()]
@@ -223,14 +223,16 @@ class Client:
         forward = time.monotonic()
         self.link.send(Frame(Kind.SMASHED, (), {**about, "loss": float(loss.detach())}))
         if paced:
-            self._set_groups(self._await(Kind.GRADIENT).frame.about["groups"])
+            self._set_groups(self._await(Kind.GRADIENT).frame.about.get("groups"))
         begun = time.monotonic()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.throttle.backward(begun, about["samples"])
         return [forward, forward, begun, time.monotonic()]
 
-    def _set_groups(self, groups: list[dict[str, Any]]) -> None:
-        """The optimizer's hyper-parameters as the server has them."""
+    def _set_groups(self, groups: list[dict[str, Any]] | None) -> None:
+        """The optimizer's hyper-parameters as the server has them; None: they have not changed."""
+        if groups is None:
+            return
         for group, values in zip(self.optimizer.param_groups, groups, strict=True):
             group.update({key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})

@@ -65,6 +65,7 @@ class Seat:
         self.sides: dict[tuple[str, ...], ServerSide] = {}
         self.left = 0
         self.handover = False
+        self.groups: list[dict[str, Any]] = []
         self.services: list[Service] = []
         self.bytes_before = (0, 0)
 
@@ -179,11 +180,12 @@ class Server:
             seat.bytes_before = seat.link.sent, seat.link.received
             moved = self._move_state(seat, before.cut if before is not None else None)
             state, tensors = states.pack(moved)
+            seat.groups = self.hyper_parameters()
             emulation = order.emulation.to_json() if order.emulation is not None else None
             more = {
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
                 "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
-                "paced": self.paced, "groups": self.hyper_parameters(),
+                "paced": self.paced, "groups": seat.groups,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
             self._send(client, Frame(Kind.ROUND, [*weights, *tensors], {**about, **more}))
@@ -296,7 +298,7 @@ class Server:
                 left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
                 time.sleep(max(0.0, left))
             state = [after[0]] if random else []
-            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], {"groups": self.hyper_parameters()}))
+            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], self._news(seat)))
             service.sent = time.monotonic()
 
         after: list[Tensor] = []
@@ -314,7 +316,15 @@ class Server:
     def acknowledge(self, client: int) -> None:
         """Lets a client that ran the whole step itself go on, where it waits for the next hyper-parameters."""
         if self.paced:
-            self._send(client, Frame(Kind.GRADIENT, (), {"groups": self.hyper_parameters()}))
+            self._send(client, Frame(Kind.GRADIENT, (), self._news(self.seats[client])))
+
+    def _news(self, seat: Seat) -> dict[str, Any]:
+        """Hyper-parameters, where they are not those that the client had last."""
+        groups = self.hyper_parameters()
+        if groups == seat.groups:
+            return {}
+        seat.groups = groups
+        return {"groups": groups}
 
     def hyper_parameters(self) -> list[dict[str, Any]]:
         """Numbers of the optimizer's groups (rate, momentum, …); clients step with the same."""
