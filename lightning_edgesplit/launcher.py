@@ -181,11 +181,19 @@ class ScriptLauncher:
         server: Address of the server, host:port.
 
     Raises:
-        RuntimeError: If there is no script, as in a notebook.
+        RuntimeError: If there is no script, as in a notebook, or this is not its first ``fit``.
     """
+
+    _used = False
 
     def __init__(self, clients: int, server: str) -> None:
         command = _own_command()
+        if ScriptLauncher._used:
+            raise RuntimeError(
+                'launcher="script" works for one `fit` in a script, since its clients begin at the top and end in the'
+                ' first: use launcher="fork", or a script for each.'
+            )
+        ScriptLauncher._used = True
         self._processes = [
             subprocess.Popen(  # the user's own command
                 command, env={**os.environ, CLIENT: str(k), SERVER: server}, start_new_session=True
