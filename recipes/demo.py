@@ -57,6 +57,7 @@ def main() -> None:
     trainer = L.Trainer(
         strategy=strategy, max_epochs=EPOCHS, accelerator="cpu", logger=logger, enable_checkpointing=False,
         enable_model_summary=False, callbacks=[TQDMProgressBar(refresh_rate=16)], log_every_n_steps=16,
+        num_sanity_val_steps=0,
     )  # fmt: skip
     module, start = Classifier(), time.perf_counter()
     trainer.fit(module, train, test)

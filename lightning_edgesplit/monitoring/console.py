@@ -82,7 +82,7 @@ def round_table(report: RoundReport) -> Table:
         f"(aggregation {seconds(report.aggregation_seconds)}), predicted {seconds(report.predicted)}"
     )
     table.add_column("client\ncut, share", overflow="fold")
-    for header in ("compute\ns", "up\ns, MB", "wait\ns", "server\ns", "down\ns, MB", "idle\ns", "round, s\nplanned"):
+    for header in ("compute\ns", "up, s\nMB", "wait\ns", "server\ns", "down, s\nMB", "idle\ns", "round, s\nplanned"):
         table.add_column(header, justify="right", no_wrap=True)
     if late:
         table.add_column("late\ns", justify="right", no_wrap=True)
@@ -105,10 +105,10 @@ def _round_row(client: ClientReport, slowest: bool) -> list[Text | str]:
     return [
         name,
         spent("forward", "backward"),
-        f"{spent('uplink', 'upload')}\n{digits(client.bytes_up / 1e6)} MB",
+        f"{spent('uplink', 'upload')}\n{digits(client.bytes_up / 1e6)}",
         spent("wait"),
         spent("server"),
-        f"{spent('downlink', 'download')}\n{digits(client.bytes_down / 1e6)} MB",
+        f"{spent('downlink', 'download')}\n{digits(client.bytes_down / 1e6)}",
         digits(client.idle),
         f"{_starred(digits(client.round_time), slowest)}\n{_starred(digits(client.predicted), False)}",
     ]
