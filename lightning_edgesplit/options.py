@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
 
-Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig
+Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig | Mapping[str, Any]
 
 
 def profiles(clients: Clients, server: ServerProfile | None) -> tuple[list[ClientProfile], ServerProfile]:
@@ -31,7 +31,7 @@ def profiles(clients: Clients, server: ServerProfile | None) -> tuple[list[Clien
         if isinstance(clients, bool) or clients < 1:
             raise ValueError(f"clients={clients!r} must be at least 1; or give profiles, or a YAML file.")
         made = [ClientProfile() for _ in range(clients)]
-    elif isinstance(clients, (str, PathLike, DictConfig, ListConfig)):
+    elif isinstance(clients, (str, PathLike, DictConfig, ListConfig, Mapping)):
         made, from_file = load_clients(clients)
     else:
         made = list(clients)

@@ -18,7 +18,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero as rank_zero_module
-from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -45,7 +44,7 @@ from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
-from lightning_edgesplit.splitting.batch import flatten
+from lightning_edgesplit.splitting.batch import batch_size, flatten
 
 SPANS_KEPT = 50
 """Rounds whose timelines stay in `EdgeSplitStrategy.rounds`; of older ones only the sums do."""
@@ -88,7 +87,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def __init__(
         self,
-        clients: int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig = 4,
+        clients: options.Clients = 4,
         policy: str | Policy = "edgesplit",
         cuts: str | Sequence[str] | None = None,
         server: ServerProfile | None = None,
@@ -170,40 +169,66 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
         batch = self._prepare(loaders.sample())
         self.cuts = self._find_cuts(module, batch)
+        in_order = self._steps_schedule_per_batch() or torch.are_deterministic_algorithms_enabled()
+        self._planner = self._make_planner(self.cuts, batch_size(batch), in_order)
+        self._plan_round([self.round_steps or 1] * len(names))  # what cannot be planned is refused before any process
         module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
-        rendezvous = Rendezvous(self._role, names, self.timeout)
-        if self._launcher_name == "fork":
-            self._processes = ForkLauncher(
-                len(self.profiles), lambda client: self._be_client(client, loaders, rendezvous, seed)
-            )
-        elif self._launcher_name == "script":
-            self._processes = ScriptLauncher(len(self.profiles), rendezvous.address)
-        else:
-            self._processes = ExternalLauncher()
-        try:
-            links = rendezvous.links(self._processes)
-        finally:
-            rendezvous.close()
-        per_step = any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
-        in_order = per_step or torch.are_deterministic_algorithms_enabled()
-        self._server = Server(
-            module, _plain(self.optimizers[0]), links, names, flatten(batch), self.timeout / 4,
-            optimizer_state=self.optimizer_state_rule, in_order=in_order, paced=per_step,
-        )  # fmt: skip
+        self._server = self._start(loaders, batch, seed, in_order)
         self._batches = [greeting["batches"] for greeting in self._server.greetings]
         if not any(self._batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
-        policy = self._policy
-        if isinstance(policy, Fixed):  # full names for what the user may have shortened
-            policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
-        self._planner = Planner(
-            self.cuts, policy, self.profiles, self.server_profile,
-            batch=[greeting["batch"] for greeting in self._server.greetings],
-            in_order=in_order, emulate=self.clock == "wall", learning=not torch.are_deterministic_algorithms_enabled(),
-        )  # fmt: skip
+        self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
         self.rounds = []
         self._plan_round(next(self._rounds()))
         self._announce()
+
+    def _steps_schedule_per_batch(self) -> bool:
+        """Whether a learning-rate schedule moves with every arrival, so that their order matters."""
+        return any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
+
+    def _make_planner(self, cuts: Cuts, batch: int, in_order: bool) -> Planner:
+        policy = self._policy
+        if isinstance(policy, Fixed):  # full names for what the user may have shortened
+            policy = replace(policy, cuts=tuple(cuts.find(name).name for name in policy.cuts))
+        return Planner(
+            cuts,
+            policy,
+            self.profiles,
+            self.server_profile,
+            batch=[batch] * len(self.profiles),
+            in_order=in_order,
+            emulate=self.clock == "wall",
+            learning=not torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def _start(self, loaders: ClientLoaders, batch: Any, seed: int, in_order: bool) -> Server:
+        """Starts the clients, or waits for those that somebody else starts, and greets them."""
+        names = [profile.name for profile in self.profiles]
+        rendezvous = Rendezvous(self._role, names, self.timeout)
+        try:
+            if self._launcher_name == "fork":
+                self._processes = ForkLauncher(
+                    len(names), lambda client: self._be_client(client, loaders, rendezvous, seed)
+                )
+            elif self._launcher_name == "script":
+                self._processes = ScriptLauncher(len(names), rendezvous.address)
+            else:
+                self._processes = ExternalLauncher()
+            links = rendezvous.links(self._processes)
+        finally:
+            rendezvous.close()
+        assert self.lightning_module is not None
+        return Server(
+            self.lightning_module,
+            _plain(self.optimizers[0]),
+            links,
+            names,
+            flatten(batch),
+            self.timeout / 4,
+            optimizer_state=self.optimizer_state_rule,
+            in_order=in_order,
+            paced=self._steps_schedule_per_batch(),
+        )
 
     def _find_cuts(self, module: pl.LightningModule, batch: Any) -> Cuts:
         """The proven and timed cuts; only those that were asked for, where some were."""
@@ -227,7 +252,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert module is not None
 
         def on_round(epoch: int, step: int) -> None:
-            loops.epoch_progress.current.processed = epoch  # type: ignore[union-attr]  # `current_epoch` and `global_step` as on the server
+            # so that `current_epoch` and `global_step` are what they are on the server
+            loops.epoch_progress.current.processed = epoch  # type: ignore[union-attr]
             loops.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
 
         Client(

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import lightning as L
 import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from small import Classifier, fit, vectors
 
-from lightning_edgesplit import EdgeSplitStrategy, ImpossibleCutError
+from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutError, InfeasibleError
 
 
 @pytest.mark.parametrize(
@@ -14,6 +17,17 @@ from lightning_edgesplit import EdgeSplitStrategy, ImpossibleCutError
         ({"round_steps": 0}, "round_steps=0"),
         ({"partition": "shards"}, "partition='shards'"),
         ({"timeout": 0}, "timeout=0"),
+        ({"policy": "fastest"}, "policy='fastest' is unknown: use one of"),
+        ({"policy": "exact", "cuts": "net.0"}, "exclude each other"),
+        ({"clients": []}, r"clients=\[\] is empty"),
+        ({"clients": {}}, "`clients:` is missing or empty"),
+        ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
+        ({"server_model": "shared"}, "server_model='shared' is not supported"),
+        ({"participation": 0.5}, "participation=0.5 is not supported"),
+        ({"optimizer_state": "drop"}, "optimizer_state='drop' is unknown"),
+        ({"clock": "virtual"}, "clock='virtual' is not supported"),
+        ({"processes": 3, "clients": 2}, "processes=3 is not supported"),
+        ({"launcher": "mpi"}, "launcher='mpi' is unknown"),
     ],
 )
 def test_wrong_arguments_are_refused_with_option_and_value(options, message):
@@ -21,10 +35,72 @@ def test_wrong_arguments_are_refused_with_option_and_value(options, message):
         EdgeSplitStrategy(**options)
 
 
-def test_what_cannot_be_is_refused_before_any_process_starts():
-    with pytest.raises(ImpossibleCutError, match="no such cut"):
-        fit(Classifier(), vectors(32), EdgeSplitStrategy(clients=2, cuts="net.9"))
-    with pytest.raises(ValueError, match="clients=9 for 4 training samples"):
-        fit(Classifier(), vectors(4), EdgeSplitStrategy(clients=9, cuts="net.0"))
-    with pytest.raises(ValueError, match="accumulate_grad_batches"):
-        fit(Classifier(), vectors(32), EdgeSplitStrategy(clients=2, cuts="net.0"), accumulate_grad_batches=2)
+def test_an_unknown_key_of_a_file_is_named_with_its_path(tmp_path):
+    (tmp_path / "clients.yaml").write_text("clients: [{name: a, flop: 1e9}]")
+    with pytest.raises(ValueError, match=r"clients\.yaml at 'clients\[0\]\.flop': the key is unknown"):
+        EdgeSplitStrategy(clients=tmp_path / "clients.yaml")
+
+
+@pytest.mark.parametrize("value", [0, -1e9, float("nan"), float("inf")])
+def test_a_profile_that_cannot_be_is_refused_where_it_is_made(value):
+    with pytest.raises(ValueError, match=r"flops=.* of client 'a' must be > 0 and finite"):
+        ClientProfile("a", flops=value)
+
+
+class Manual(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class TwoOptimizers(Classifier):
+    def configure_optimizers(self):
+        return [torch.optim.SGD([p], lr=0.1) for p in list(self.parameters())[:2]]
+
+    def training_step(self, batch, batch_idx):
+        raise AssertionError("it must not get this far")
+
+
+@pytest.fixture
+def no_process_may_start(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("lightning_edgesplit.strategy.ForkLauncher", refuse)
+
+
+SMALL = [ClientProfile("big"), ClientProfile("tiny", memory=100.0)]
+
+
+@pytest.mark.parametrize(
+    ("module", "strategy", "trainer", "error", "message"),
+    [
+        (Classifier, {"cuts": "net.9"}, {}, ImpossibleCutError, r"cuts='net.9' cannot be used: the module has no such"),
+        (Classifier, {"clients": 33}, {}, ValueError, "clients=33 for 32 training samples"),
+        (Classifier, {"partition": [[0], [99]]}, {}, ValueError, "names sample 99, the training set has 32"),
+        (Classifier, {"clients": SMALL}, {}, InfeasibleError, "memory=100 bytes of client 'tiny' fits no cut"),
+        (Classifier, {"clients": SMALL, "cuts": "net.3"}, {}, InfeasibleError, "memory=100 bytes of client 'tiny'"),
+        (Manual, {}, {}, ValueError, "automatic_optimization=False does not work"),
+        (Classifier, {}, {"devices": 2}, ValueError, "`devices` as given does not work.*use devices=1"),
+        (Classifier, {}, {"precision": "bf16-mixed"}, ValueError, "`precision`"),
+        (Classifier, {}, {"accumulate_grad_batches": 2}, ValueError, "`accumulate_grad_batches`"),
+        (Classifier, {}, {"gradient_clip_val": 1.0}, ValueError, "`gradient_clip_val`"),
+        (Classifier, {}, {"limit_train_batches": 3}, ValueError, "`limit_train_batches`"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_process_starts(
+    module, strategy, trainer, error, message, no_process_may_start
+):
+    with pytest.raises(error, match=message):
+        fit(module(), vectors(32), EdgeSplitStrategy(**{"clients": 2, **strategy}), **trainer)
+
+
+def test_several_optimizers_are_refused_before_any_process_starts(no_process_may_start):
+    with pytest.raises((ValueError, RuntimeError), match="optimizers"):
+        fit(TwoOptimizers(), vectors(32), EdgeSplitStrategy(clients=2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the accelerator")
+def test_an_accelerator_that_is_not_there_is_refused():
+    with pytest.raises(MisconfigurationException, match="gpu"):
+        L.Trainer(strategy=EdgeSplitStrategy(clients=2), accelerator="gpu")
