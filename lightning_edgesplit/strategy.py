@@ -362,6 +362,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             with self._server.stepping(client, frame, batch):
                 index = [frame.about["index"]] if len(args) > 1 else []
                 return super().training_step(batch, *index, **kwargs)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"This was the server's side of {self._server.seats[client].name}'s step.")
+            raise
         finally:
             del module.__dict__["log"]
 

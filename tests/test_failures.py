@@ -38,6 +38,15 @@ def test_an_exception_on_either_side_is_raised_and_the_last_aggregate_kept(on_se
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes on exceptions came with Python 3.11")
+def test_an_exception_on_the_server_says_whose_step_it_was():
+    module = Failing()
+    module.fails_on_server = True
+    with pytest.raises(RuntimeError, match="deliberate") as caught:
+        fit(module, vectors(64), EdgeSplitStrategy(clients=2, cuts="net.2", timeout=30))
+    assert any(name in note for note in caught.value.__notes__ for name in ("client-0", "client-1"))
+
+
 class Dying(Classifier):
     def training_step(self, batch, batch_idx):
         if os.environ.get("EDGESPLIT_CLIENT") == "1" and batch_idx == 1:

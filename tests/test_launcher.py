@@ -78,6 +78,15 @@ def test_clients_started_by_hand_train_the_same_model(script, forked):
     torch.testing.assert_close(torch.load(output), forked, rtol=0, atol=0)
 
 
+@pytest.mark.timeout(180)
+def test_torchrun_starts_server_and_clients(script, forked):
+    output = script.with_name("torchrun.pt")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", str(script), str(output), "auto"]
+    done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(output), forked, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("environment", "role"),
     [

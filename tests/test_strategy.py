@@ -24,13 +24,14 @@ def test_one_client_equals_plain_lightning(kind, cut):
     torch.testing.assert_close(actual.callback_metrics, expected.callback_metrics)
 
 
+@pytest.mark.parametrize("kind", [Classifier, WithAdamW])
 @pytest.mark.parametrize("cut", ["maxpool", "layer3"])
-def test_one_client_equals_plain_lightning_on_resnet18(cut):
-    plain = Classifier(torchvision.models.resnet18(num_classes=10))
+def test_one_client_equals_plain_lightning_on_resnet18(cut, kind):
+    plain = kind(torchvision.models.resnet18(num_classes=10))
     split = copy.deepcopy(plain)
     data = TensorDataset(torch.randn(24, 3, 32, 32), torch.randint(0, 10, (24,)))
-    fit(plain, data, batch_size=8, epochs=1)
-    fit(split, data, EdgeSplitStrategy(clients=1, cuts=cut, timeout=60), batch_size=8, epochs=1)
+    fit(plain, data, batch_size=8)
+    fit(split, data, EdgeSplitStrategy(clients=1, cuts=cut, timeout=60), batch_size=8)
     torch.testing.assert_close(split.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
 
 
