@@ -41,7 +41,7 @@ from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.runtime.wire import Frame
-from lightning_edgesplit.scheduling import ClientProfile, Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import batch_size, flatten

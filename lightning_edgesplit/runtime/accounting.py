@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
-from lightning_edgesplit.runtime.server import Seat, Server
+from lightning_edgesplit.runtime.seat import Seat
+from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.splitting import END
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_edgesplit.runtime.report import RoundReport
-from lightning_edgesplit.runtime.server import Orders
+from lightning_edgesplit.runtime.seat import Orders
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.scheduling import (
     ClientProfile,

@@ -1,0 +1,69 @@
+"""What the server keeps of one client: its orders for a round, its model behind the cut, and when it was served."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_edgesplit.runtime.throttle import Emulation
+from lightning_edgesplit.runtime.wire import Link
+from lightning_edgesplit.splitting import Cut
+from lightning_edgesplit.splitting.step import ServerSide
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What one client is told at the start of a round.
+
+    Attributes:
+        cut: Its cut in this round.
+        steps: Local steps to take.
+        emulation: How fast to be; None: as fast as it can.
+        server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
+    """
+
+    cut: Cut
+    steps: int
+    emulation: Emulation | None = None
+    server_seconds: float | None = None
+
+
+@dataclass
+class Service:
+    """When an arrival was served, monotonic clock, seconds: arrived, begun, gradient sent, done."""
+
+    arrived: float
+    begun: float
+    sent: float = 0.0
+    done: float = 0.0
+
+
+class Seat:
+    """What the server keeps of one client: link and orders, its server-side model and optimizer state, its times."""
+
+    def __init__(self, name: str, link: Link) -> None:
+        self.name, self.link = name, link
+        self.orders: Orders | None = None
+        self.model: dict[str, Tensor] = {}
+        self.state: dict[Any, Any] = defaultdict(dict)
+        self.sides: dict[tuple[str, ...], ServerSide] = {}
+        self.left = 0
+        self.handover = False
+        self.groups: list[dict[str, Any]] = []
+        self.services: list[Service] = []
+        self.bytes_before = (0, 0)
+
+    @property
+    def cut(self) -> Cut:
+        """Its cut in this round."""
+        assert self.orders is not None
+        return self.orders.cut
+
+    def server_side(self, module: nn.Module) -> ServerSide:
+        """What runs the step behind its cut; kept, with what it remembers, for when the cut comes back."""
+        if self.cut.path not in self.sides:
+            self.sides[self.cut.path] = ServerSide(module, self.cut.path)
+        return self.sides[self.cut.path]
