@@ -73,19 +73,21 @@ def report_of(
 def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     """One client's round in its order, on the server's clock.
 
-    The client's clock is placed by its messages: the least difference between its "sent" and our "arrived" is what its
-    clock is off, up to the shortest transit.
+    What the client's clock is off is bounded by its messages: none arrives before it is sent, in either direction. On one
+    host, where the clock is shared, that leaves 0.
     """
     about = letter.frame.about["times"]
     steps = letter.frame.tensors[-1].tolist()
-    off = min((service.arrived - step[2] for service, step in zip(seat.services, steps, strict=True)), default=0.0)
+    pairs = list(zip(seat.services, steps, strict=True))
+    least = max((service.sent - step[3] for service, step in pairs if seat.cut.name != END), default=0.0)
+    off = min(max(0.0, least), min((service.arrived - step[2] for service, step in pairs), default=0.0))
     spans: list[Span] = []
 
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
         spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
 
     add("download", began, about["downloaded"] + off)
-    for service, (begin, forward, _, received, backward) in zip(seat.services, steps, strict=True):
+    for service, (begin, forward, _, received, backward) in pairs:
         add("forward", begin + off, forward + off)
         if seat.cut.name != END:
             add("uplink", forward + off, service.arrived)

@@ -241,8 +241,8 @@ class Server:
                 left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
                 time.sleep(max(0.0, left))
             state = [after[0]] if random else []
-            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], self._news(seat)))
             service.sent = time.monotonic()
+            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], self._news(seat)))
 
         after: list[Tensor] = []
 
