@@ -73,8 +73,8 @@ def report_of(
 def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     """One client's round in its order, on the server's clock.
 
-    What the client's clock is off is bounded by its messages: none arrives before it is sent, in either direction. On one
-    host, where the clock is shared, that leaves 0.
+    What the client's clock is off is bounded by its messages: none arrives before it is sent, in either direction. On
+    one host, where the clock is shared, that leaves 0.
     """
     about = letter.frame.about["times"]
     steps = letter.frame.tensors[-1].tolist()
