@@ -90,7 +90,8 @@ def test_a_client_without_a_server_gives_up_and_says_where_it_looked(monkeypatch
 
 
 SCRIPT = """
-import os, sys, torch
+import os, signal, sys, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 sys.path.insert(0, {tests!r})
 from small import Classifier, fit, vectors
 from lightning_edgesplit import EdgeSplitStrategy
@@ -121,10 +122,13 @@ def test_ctrl_c_ends_all_processes_and_keeps_the_last_aggregate(tmp_path):
         text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("now") for line in process.stdout)
-        os.killpg(process.pid, signal.SIGINT)
-        output = process.stdout.read()
+        try:
+            assert process.stdout is not None
+            assert any(line.startswith("now") for line in process.stdout)
+            os.killpg(process.pid, signal.SIGINT)
+            output = process.stdout.read()
+        finally:
+            process.kill()
     assert process.returncode == 1, output
     assert "Detected KeyboardInterrupt" in output
     assert "Traceback" not in output
