@@ -44,7 +44,8 @@ from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
-from lightning_edgesplit.splitting.batch import batch_size, flatten
+from lightning_edgesplit.splitting.batch import batch_size
+from lightning_edgesplit.splitting.tree import flatten
 
 SPANS_KEPT = 50
 """Rounds whose timelines stay in `EdgeSplitStrategy.rounds`; of older ones only the sums do."""
@@ -359,7 +360,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
         module.__dict__["log"] = log_behind_the_cut
         try:
-            with self._server.stepping(client, frame, batch):
+            with self._server.stepping(client, frame):
                 index = [frame.about["index"]] if len(args) > 1 else []
                 return super().training_step(batch, *index, **kwargs)
         except Exception as error:

@@ -18,9 +18,10 @@ from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.throttle import Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
-from lightning_edgesplit.splitting.batch import batch_size, flatten, loss_of, step_arguments
+from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import run_client_side
+from lightning_edgesplit.splitting.tree import flatten
 
 
 class _Stopped(Exception):
@@ -60,6 +61,7 @@ class Client:
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._samples = 0
         self._logged: list[list[Any]] = []
+        self._outputs: list[list[Any]] = []
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
@@ -155,6 +157,7 @@ class Client:
     def _take_over(self, order: Frame) -> None:
         """Takes this round's cut, weights and moved optimizer states; hands over those that now are the server's."""
         before, self.cut = self._own, Cut.from_json(order.about["cut"])
+        self._outputs = []
         rest = iter(order.tensors)
         for name in self.cut.client:
             self.sides.set(name, next(rest))
@@ -192,26 +195,35 @@ class Client:
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
         assert self.cut is not None
-        smashed = run_client_side(self.module, self.cut.path, batch, about["index"])
+        border = self.cut.border
+        assert border is not None
+        part = run_client_side(self.module, border, batch, about["index"])
         self.throttle.forward(begin, about["samples"])
         forward = time.monotonic()
         leaves = flatten(batch)[0]
-        tensors = [smashed.detach(), *(leaves[i] for i in self.cut.sent if isinstance(leaves[i], Tensor))]
+        sent = [leaves[i] for i in self.cut.sent]
+        tensors = [x.detach() for x in (*part.tensors, *sent) if isinstance(x, Tensor)]
         if self.cut.random:
             tensors.append(torch.get_rng_state())
         about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
+        about["plain"] = [x for x in sent if isinstance(x, PLAIN)]
+        if border.reads:
+            about["numbers"] = part.numbers
+        if part.outputs != self._outputs:
+            about["outputs"] = self._outputs = part.outputs
         self.link.send(Frame(Kind.SMASHED, tensors, about), pace=self.throttle.sending)
-        sent = time.monotonic()
+        through = time.monotonic()
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
         received = time.monotonic()
         if self.cut.random:
-            torch.set_rng_state(answer.frame.tensors[1])
-        smashed.backward(answer.frame.tensors[0])  # type: ignore[no-untyped-call]
+            torch.set_rng_state(answer.frame.tensors[-1])
+        gradients = answer.frame.tensors[: -1 if self.cut.random else None]
+        part.backward(border, gradients)
         self._set_groups(answer.frame.about.get("groups"))
         self.optimizer.step()
         self.throttle.backward(received, about["samples"])
-        return [forward, sent, received, time.monotonic()]
+        return [forward, through, received, time.monotonic()]
 
     def _whole_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
         """The cut behind the last layer: nothing but numbers for the server's log goes out, outside emulated time.

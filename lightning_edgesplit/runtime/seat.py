@@ -49,7 +49,8 @@ class Seat:
         self.orders: Orders | None = None
         self.model: dict[str, Tensor] = {}
         self.state: dict[Any, Any] = defaultdict(dict)
-        self.sides: dict[tuple[str, ...], ServerSide] = {}
+        self.outputs: list[list[Any]] = []
+        self._sides: dict[str, ServerSide] = {}
         self.left = 0
         self.handover = False
         self.groups: list[dict[str, Any]] = []
@@ -63,7 +64,8 @@ class Seat:
         return self.orders.cut
 
     def server_side(self, module: nn.Module) -> ServerSide:
-        """What runs the step behind its cut; kept, with what it remembers, for when the cut comes back."""
-        if self.cut.path not in self.sides:
-            self.sides[self.cut.path] = ServerSide(module, self.cut.path)
-        return self.sides[self.cut.path]
+        """What runs the step behind its cut."""
+        assert self.cut.border is not None
+        if self.cut.name not in self._sides:
+            self._sides[self.cut.name] = ServerSide(module, self.cut.border)
+        return self._sides[self.cut.name]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import TreeSpec
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states
@@ -21,8 +20,9 @@ from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.seat import Orders, Seat, Service
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
-from lightning_edgesplit.splitting.batch import unflatten
+from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
+from lightning_edgesplit.splitting.tree import Structure
 
 
 class Server:
@@ -53,7 +53,7 @@ class Server:
         optimizer: Optimizer,
         links: Sequence[Link],
         names: Sequence[str],
-        sample: tuple[list[Any], TreeSpec],
+        sample: tuple[list[Any], Structure],
         heartbeat: float,
         optimizer_state: str = "keep",
         in_order: bool = False,
@@ -187,7 +187,7 @@ class Server:
         """
         cut, (leaves, spec) = self.seats[client].cut, self.sample
         if cut.name == END:
-            return unflatten(list(leaves), spec)
+            return spec.build(leaves)
         shapes = frame.about["shapes"]
         fits = len(shapes) == len(leaves) and all(
             isinstance(leaf, Tensor) == (shape is not None) and (shape is None or len(shape) == leaf.ndim)
@@ -198,16 +198,17 @@ class Server:
                 f"{self.seats[client].name} has batches of another structure than the server's sample batch: leaves of"
                 f" shape {shapes} there. Every client's loader must yield batches built alike."
             )
-        sent = iter(frame.tensors[1:])
-        batch = []
+        assert cut.border is not None
+        tensors, plain = iter(frame.tensors[len(cut.border.tensors) :]), iter(frame.about["plain"])
+        names, batch = spec.paths(), []
         for number, leaf in enumerate(leaves):
-            if not isinstance(leaf, Tensor):
-                batch.append(leaf)
-            elif number in cut.sent:
-                batch.append(next(sent))
-            else:
+            if number in cut.sent:
+                batch.append(next(tensors) if isinstance(leaf, Tensor) else next(plain))
+            elif isinstance(leaf, Tensor):
                 batch.append(torch.empty(shapes[number], dtype=leaf.dtype, device="meta"))
-        return unflatten(batch, spec)
+            else:
+                batch.append(None if leaf is None else Withheld(names[number]))
+        return spec.build(batch)
 
     @contextmanager
     def installed(self, client: int) -> Iterator[None]:
@@ -230,19 +231,19 @@ class Server:
             self.sides.place()
 
     @contextmanager
-    def stepping(self, client: int, frame: Frame, batch: Any) -> Iterator[None]:
+    def stepping(self, client: int, frame: Frame) -> Iterator[None]:
         """While this is open, ``training_step`` begins at the client's cut."""
         seat = self.seats[client]
         service, random = seat.services[-1], seat.cut.random
         own_generator = torch.get_rng_state()
 
-        def send(gradient: Tensor) -> None:
+        def send(gradients: list[Tensor]) -> None:
             if seat.orders is not None and seat.orders.server_seconds is not None:
                 left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
                 time.sleep(max(0.0, left))
             state = [after[0]] if random else []
             service.sent = time.monotonic()
-            self._send(client, Frame(Kind.GRADIENT, [gradient, *state], self._news(seat)))
+            self._send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(seat)))
 
         after: list[Tensor] = []
 
@@ -250,7 +251,11 @@ class Server:
             if random:
                 torch.set_rng_state(frame.tensors[-1])
 
-        with seat.server_side(self.module).receiving(batch, frame.tensors[0], send, at_cut):
+        seat.outputs = frame.about.get("outputs", seat.outputs)
+        assert seat.cut.border is not None
+        crossing = frame.tensors[: len(seat.cut.border.tensors)]
+        numbers = frame.about.get("numbers", ())
+        with seat.server_side(self.module).receiving(crossing, seat.outputs, numbers, send, at_cut):
             yield
         after.append(torch.get_rng_state())
         if random:

@@ -10,30 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from lightning_edgesplit.splitting.tree import tensors_of
 
 
-@dataclass
+@dataclass(eq=False)
 class Value:
     """A tensor that the step made or was given.
 
     Attributes:
         made_by: Name of the operation, or of the leaf, parameter or buffer.
         born: Number of the operation that made it; 0 for what the step was given.
-        last_use: Number of the last operation that read it.
-        first_use: Number of the first operation that read it; 0: never read.
+        uses: Numbers of the operations that read it.
         leaves: Numbers of the batch leaves that its value depends on.
         trained: Whether its value depends on a parameter or a buffer.
         random: Whether its value depends on a random number.
+        sources: What it was made of, directly.
     """
 
     made_by: str
     born: int = 0
-    last_use: int = 0
-    first_use: int = 0
+    uses: list[int] = field(default_factory=list, repr=False)
     leaves: frozenset[int] = frozenset()
     trained: bool = False
     random: bool = False
+    sources: list[Value] = field(default_factory=list, repr=False)
+
+    def used_within(self, begin: int, end: int) -> bool:
+        """Whether an operation after `begin`, up to `end`, read it."""
+        return any(begin < time <= end for time in self.uses)
+
+    @property
+    def first_use(self) -> float:
+        """Number of the first operation that read it; infinite if none did."""
+        return self.uses[0] if self.uses else float("inf")
+
+    @property
+    def last_use(self) -> int:
+        """Number of the last operation that read it; 0 if none did."""
+        return self.uses[-1] if self.uses else 0
 
 
 @dataclass(eq=False)
@@ -48,19 +64,24 @@ class Call:
     output: Any = field(default=None, repr=False)
 
 
-_READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__float__", "__int__", "__index__"}
+READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__float__", "__int__", "__index__"}
 """Functions that read data though they return no tensor; others of that kind ask for shapes, types and so on."""
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that draw from a random generator."""
+class Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, of what runs inside an operation, the draws from a random generator, and FLOP."""
 
-    count = 0
+    draws = 0
+    flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation."""
-        self.count += torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+        self.draws += torch.Tag.nondeterministic_seeded in func.tags
+        output = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=output)
+        return output
 
 
 class Recorder(TorchFunctionMode):
@@ -73,6 +94,10 @@ class Recorder(TorchFunctionMode):
         calls: The module calls, in the order in which they ended.
         values: By ``id`` of the tensor. Recorded tensors are kept alive, so that an ``id`` stays unique.
         random: Numbers of the operations that drew random numbers.
+        reads: Numbers of the operations that turned a tensor into a number (``.item()``).
+        inputs: For every batch leaf, the number of the first operation that combined it, or what was made of it without
+            a parameter, with a parameter: what a model takes in, other than a mask or an index.
+        flops: FLOP up to and with each operation.
     """
 
     def __init__(self, module: nn.Module, leaves: Iterable[Any]) -> None:
@@ -80,15 +105,21 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.values: dict[int, Value] = {}
         self.random: list[int] = []
+        self.reads: list[int] = []
+        self.inputs: dict[int, int] = {}
+        self.flops: list[int] = [0]
         self.time = 0
         self._kept: list[Tensor] = []
         self._open: list[Call] = []
         self._counts: dict[str, int] = {}
-        for number, leaf in enumerate(leaves):
+        self.leaves = list(leaves)
+        for number, leaf in enumerate(self.leaves):
             if isinstance(leaf, Tensor):
                 self._remember(leaf, Value(f"batch leaf {number}", leaves=frozenset([number])))
         self.parameters = {name: self._remember(p, Value(name, trained=True)) for name, p in module.named_parameters()}
         self.buffers = {name: self._remember(b, Value(name, trained=True)) for name, b in module.named_buffers()}
+        self.trainable = {name: p.requires_grad for name, p in module.named_parameters()}
+        self._weights = {id(value) for value in self.parameters.values()}
         for name, child in module.named_modules():
             if name:
                 child.register_forward_pre_hook(self._begin(name), with_kwargs=True)
@@ -116,25 +147,31 @@ class Recorder(TorchFunctionMode):
         """Runs one operation and notes what it read and made."""
         kwargs = kwargs or {}
         self.time += 1
-        with Draws() as draws:  # type: ignore[no-untyped-call]
+        with Inside() as inside:  # type: ignore[no-untyped-call]
             output = func(*args, **kwargs)
-        made = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
+        self.flops.append(self.flops[-1] + inside.flops)
+        made = tensors_of(output)
         name = getattr(func, "__name__", str(func))
-        if not made and name not in _READS and name != "__setitem__":
+        if not made and name not in READS and name != "__setitem__":
             return output
-        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        known = [self._read(tensor) for tensor in read]
-        if draws.count:
+        known = [self._read(tensor) for tensor in tensors_of([args, kwargs])]
+        if name in READS:
+            self.reads.append(self.time)
+        if inside.draws:
             self.random.append(self.time)
+        if any(id(v) in self._weights for v in known):
+            for leaf in frozenset().union(*(v.leaves for v in known if not v.trained)):
+                self.inputs.setdefault(leaf, self.time)
         for tensor in [*made, args[0]] if name == "__setitem__" else made:
             value = self.values.get(id(tensor))
             if value is None:
-                value = self._remember(tensor, Value(name, born=self.time, last_use=self.time))
+                value = self._remember(tensor, Value(name, born=self.time))
             elif not value.born:
                 continue  # a parameter, buffer or batch leaf written in place stays what it is
             value.leaves = value.leaves.union(*(v.leaves for v in known))
             value.trained |= any(v.trained for v in known)
-            value.random |= bool(draws.count) or any(v.random for v in known)
+            value.random |= bool(inside.draws) or any(v.random for v in known)
+            value.sources += [v for v in known if v is not value]
         return output
 
     def _read(self, tensor: Tensor) -> Value:
@@ -142,6 +179,5 @@ class Recorder(TorchFunctionMode):
         if value is None:  # a constant outside parameters and buffers, or made where this mode cannot look
             made = tensor.grad_fn is not None
             value = self._remember(tensor, Value("constant", born=self.time if made else 0, trained=made))
-        value.first_use = value.first_use or self.time
-        value.last_use = self.time
+        value.uses.append(self.time)
         return value

@@ -2,30 +2,35 @@
 
 Nothing is exported or rewritten. While a step runs, the ``forward`` of a few modules is replaced on the instance:
 
-- on the client, the cut module's: it runs, hands over its output and stops the step (`run_client_side`);
-- on the server, the cut module's returns the received smashed data, and those before it return empty tensors on the
-  meta device, remembered from one real run over meta tensors per batch shape (`ServerSide`).
+- on the client, that of the cut module and of those before it: they run, what crosses is kept, and the cut module's
+  stops the step (`run_client_side`);
+- on the server, the cut module's returns the received smashed data, and those before it return what was received of
+  their outputs, and empty tensors on the meta device for the rest (`ServerSide`). The client says which shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.overrides import TorchFunctionMode
 
 from lightning_edgesplit.errors import ImpossibleCutError
-from lightning_edgesplit.splitting.batch import flatten, step_arguments
+from lightning_edgesplit.splitting.batch import PLAIN, Withheld, step_arguments
+from lightning_edgesplit.splitting.cuts import Border
+from lightning_edgesplit.splitting.record import READS
+from lightning_edgesplit.splitting.tree import Structure, flatten
+
+DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
 
 class _CutReached(BaseException):
-    """Ends the client's part of a step. No ``Exception``, so that a user's ``except Exception`` does not catch it."""
-
-    def __init__(self, smashed: Tensor) -> None:
-        self.smashed = smashed
+    """Ends one side's part of a step. No ``Exception``, so that a user's ``except Exception`` does not catch it."""
 
 
 @contextmanager
@@ -44,59 +49,167 @@ def patched(modules: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
-def run_client_side(module: nn.Module, path: Sequence[str], batch: Any, batch_idx: int) -> Tensor:
+class _Along:
+    """Follows a step along a path of module calls, and lets `visit` decide what each of them returns.
+
+    Args:
+        module: The LightningModule.
+        path: Names of the modules that are called, outermost calls only, in their order.
+        visit: Called with the number of the call and a function that runs it.
+
+    Attributes:
+        position: Calls so far.
+        inside: Whether one of them is running.
+    """
+
+    def __init__(self, module: nn.Module, path: Sequence[str], visit: Callable[[int, Callable[[], Any]], Any]) -> None:
+        self._modules = [module.get_submodule(name) for name in path]
+        self._name, self._visit = path[-1], visit
+        self.position, self.inside = 0, False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last call has come."""
+        return self.position == len(self._modules)
+
+    def patched(self) -> AbstractContextManager[None]:
+        """While this is open, the modules are replaced."""
+        return patched({m: partial(self._call, m, m.forward) for m in dict.fromkeys(self._modules)})
+
+    def _call(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.inside or self.ended:
+            return forward(*args, **kwargs)
+        if self._modules[self.position] is not module:
+            raise ImpossibleCutError(
+                f"the modules before the cut {self._name!r} are called in another order than on the sample batch: the"
+                " step's path depends on the data. Choose a cut before that."
+            )
+        number, self.position, self.inside = self.position, self.position + 1, True
+        try:
+            return self._visit(number, partial(forward, *args, **kwargs))
+        finally:
+            self.inside = False
+
+
+class _Numbers(TorchFunctionMode):
+    """Notes what ``.item()`` and the like gave outside the modules before the cut, or answers with what was noted."""
+
+    def __init__(self, along: _Along, answers: Sequence[Any] | None = None) -> None:
+        super().__init__()
+        self._along = along
+        self.noted: list[Any] = []
+        self._answers = None if answers is None else iter(answers)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation, or answers for it."""
+        if self._along.inside or self._along.ended or getattr(func, "__name__", "") not in READS:
+            return func(*args, **(kwargs or {}))
+        if self._answers is not None:
+            return next(self._answers)
+        self.noted.append(func(*args, **(kwargs or {})))
+        return self.noted[-1]
+
+
+@dataclass
+class ClientPart:
+    """What the client's side of a step leaves.
+
+    Attributes:
+        tensors: What crosses, as `Border.tensors` says, attached to the graph.
+        outputs: For every call before the cut, what each leaf of its output is: ``[dtype, *shape]`` of a tensor,
+            ``{"is": value}`` for a plain value, None for what the server cannot have.
+        structures: For every call before the cut, how its output is built.
+        numbers: What ``.item()`` and the like gave, where `Border.reads` says that the server needs it.
+    """
+
+    tensors: list[Tensor]
+    outputs: list[list[Any]]
+    structures: list[Structure]
+    numbers: list[Any]
+
+    def backward(self, border: Border, gradients: Sequence[Tensor]) -> None:
+        """Goes on with the backward pass, from the gradients of the tensors that have one."""
+        torch.autograd.backward(  # type: ignore[no-untyped-call]
+            [x for x, (_, _, wanted) in zip(self.tensors, border.tensors, strict=True) if wanted], list(gradients)
+        )
+
+
+def run_client_side(module: nn.Module, border: Border, batch: Any, batch_idx: int) -> ClientPart:
     """Runs ``training_step`` up to the cut.
 
     Args:
         module: The LightningModule, with real client-side parameters.
-        path: `Cut.path`: the module calls before the cut, outermost ones only; the last is the cut's own.
+        border: Where the step changes sides.
         batch: The user's batch.
         batch_idx: Its number in the epoch on this client.
 
-    Returns:
-        The smashed data, attached to its graph: call ``backward`` on it with the gradient from the server.
-
     Raises:
-        ImpossibleCutError: If the step ends without reaching the cut.
+        ImpossibleCutError: If the step ends without reaching the cut, or goes another way than the sample batch did.
     """
-    name, wanted = path[-1], path.count(path[-1])
-    cut = module.get_submodule(name)
-    forward, calls = cut.forward, 0
+    kept: dict[tuple[int, int], Tensor] = {}
+    outputs: list[list[Any]] = []
+    structures: list[Structure] = []
+    wanted = {(call, leaf) for call, leaf, _ in border.tensors}
 
-    def stop_behind(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        output = forward(*args, **kwargs)
-        if calls == wanted:
-            raise _CutReached(output)
+    def visit(number: int, run: Callable[[], Any]) -> Any:
+        output = run()
+        leaves, structure = flatten(output)
+        outputs.append([_described(leaf) for leaf in leaves])
+        structures.append(structure)
+        kept.update({(number, i): leaf for i, leaf in enumerate(leaves) if (number, i) in wanted})
+        if along.ended:
+            raise _CutReached
         return output
 
-    with patched({cut: stop_behind}):
-        try:
+    along = _Along(module, border.path, visit)
+    numbers = _Numbers(along)
+    try:
+        with along.patched(), numbers if border.reads else nullcontext():
             module.training_step(*step_arguments(module, batch, batch_idx))  # type: ignore[operator]
-        except _CutReached as reached:
-            return reached.smashed
+    except _CutReached:
+        if kept.keys() == wanted:
+            tensors = [kept[call, leaf] for call, leaf, _ in border.tensors]
+            return ClientPart(tensors, outputs, structures, numbers.noted)
     raise ImpossibleCutError(
-        f"training_step ended without reaching the cut {name!r}: its path depends on the data. Choose another cut."
+        f"training_step did not come to the cut {border.path[-1]!r} as on the sample batch: its path depends on the"
+        " data. Choose another cut."
     )
 
 
-class _Receive(torch.autograd.Function):
-    """The received activation as a part of the graph; hands out its gradient the moment that it exists.
+def _described(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return [str(leaf.dtype).removeprefix("torch."), *leaf.shape]
+    return {"is": leaf} if isinstance(leaf, PLAIN) else None
 
-    The tensor itself is returned, marked dirty: a view would make in-place operations behind the cut fail.
+
+def _imagined(described: Any, path: str) -> Any:
+    if isinstance(described, list):
+        return torch.empty(described[1:], dtype=DTYPES[described[0]], device="meta")
+    return described["is"] if isinstance(described, dict) else Withheld(f"output of {path}")
+
+
+class _Receive(torch.autograd.Function):
+    """The received tensors as a part of the graph; hands out their gradients the moment that all exist.
+
+    The tensors themselves are returned, marked dirty: views would make in-place operations behind the cut fail.
     """
 
     @staticmethod
-    def forward(ctx: Any, smashed: Tensor, anchor: Tensor, send: Callable[[Tensor], None]) -> Tensor:
-        ctx.send = send
-        ctx.mark_dirty(smashed)
+    def forward(ctx: Any, send: Callable[[list[Tensor]], None], anchor: Tensor, *smashed: Tensor) -> Any:
+        ctx.send, ctx.shapes = send, [(x.shape, x.dtype, x.device) for x in smashed]
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(*smashed)
         return smashed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
-        ctx.send(gradient)
-        return None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        ctx.send(
+            [
+                torch.zeros(shape, dtype=dtype, device=device) if gradient is None else gradient
+                for gradient, (shape, dtype, device) in zip(gradients, ctx.shapes, strict=True)
+            ]
+        )
+        return (None,) * (2 + len(gradients))
 
 
 class ServerSide:
@@ -104,73 +217,59 @@ class ServerSide:
 
     Args:
         module: The LightningModule, with shells (see `Sides`) for the client-side parameters.
-        path: `Cut.path`.
+        border: Where the step changes sides; with `Border.structures`.
     """
 
-    def __init__(self, module: nn.Module, path: Sequence[str]) -> None:
-        self.path = tuple(path)
-        self._modules = [module.get_submodule(name) for name in path]
-        self._remembered: dict[Any, list[Any]] = {}
+    def __init__(self, module: nn.Module, border: Border) -> None:
+        self.border, self._module = border, module
         self.cut_was_reached = False
 
     @contextmanager
     def receiving(
         self,
-        batch: Any,
-        smashed: Tensor,
-        send: Callable[[Tensor], None],
+        tensors: Sequence[Tensor],
+        outputs: Sequence[Sequence[Any]],
+        numbers: Sequence[Any],
+        send: Callable[[list[Tensor]], None],
         at_cut: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """While this is open, one call of ``training_step`` begins at the cut.
 
         Args:
-            batch: The batch that the step will be called with, private leaves on the meta device.
-            smashed: The received activation; it becomes part of the graph and may be modified.
-            send: Called in the backward pass with the gradient of the smashed data.
+            tensors: The received tensors, as `Border.tensors` says; they become part of the graph and may be modified.
+            outputs: `ClientPart.outputs`.
+            numbers: `ClientPart.numbers`.
+            send: Called in the backward pass with the gradients of the tensors that have one.
             at_cut: Called when the cut is reached, before anything behind it runs.
 
         Raises:
             ImpossibleCutError: If the modules before the cut are called in another order than the sample batch showed.
         """
-        key = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in flatten(batch)[0])
-        memory = self._remembered.get(key)
-        first_time: list[Any] = []
-        position = 0
-        grad_mode = torch.is_grad_enabled()
         self.cut_was_reached = False
+        trained = [x for x, (_, _, wanted) in zip(tensors, self.border.tensors, strict=True) if wanted]
+        anchor = torch.empty(0, device=trained[0].device, requires_grad=True)
+        with torch.enable_grad():
+            live = iter(_Receive.apply(send, anchor, *trained))
+        received = {
+            (call, leaf): next(live) if wanted else tensor
+            for tensor, (call, leaf, wanted) in zip(tensors, self.border.tensors, strict=True)
+        }
+        every = list(received.values())
+        received.update({(call, leaf): every[number] for call, leaf, number in self.border.also})
 
-        def replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                nonlocal position
-                if self.cut_was_reached:
-                    return forward(*args, **kwargs)
-                if self._modules[position] is not module:
-                    raise ImpossibleCutError(
-                        f"the modules before the cut {self.path[-1]!r} are called in another order than on the sample"
-                        " batch: the step's path depends on the data. Choose a cut before that."
-                    )
-                position += 1
-                if position == len(self._modules):
-                    self.cut_was_reached = True
-                    torch.set_grad_enabled(grad_mode)
-                    at_cut()
-                    anchor = torch.empty(0, device=smashed.device, requires_grad=True)
-                    return _Receive.apply(smashed, anchor, send)
-                if memory is not None:
-                    return tree_map_only(Tensor, Tensor.detach, memory[position - 1])
-                output = forward(*args, **kwargs)
-                first_time.append(tree_map_only(Tensor, Tensor.detach, output))
-                return output
+        def visit(number: int, run: Callable[[], Any]) -> Any:
+            if along.ended:
+                self.cut_was_reached = True
+                at_cut()
+            return self.border.structures[number].build(
+                received[number, i] if (number, i) in received else _imagined(described, self.border.path[number])
+                for i, described in enumerate(outputs[number])
+            )
 
-            return call
-
-        torch.set_grad_enabled(False)  # no graph over the shells
-        try:
-            with patched({module: replaced(module, module.forward) for module in dict.fromkeys(self._modules)}):
-                yield
-        finally:
-            torch.set_grad_enabled(grad_mode)
+        along = _Along(self._module, self.border.path, visit)
+        with along.patched(), _Numbers(along, numbers) if self.border.reads else nullcontext():
+            yield
         if not self.cut_was_reached:
-            raise ImpossibleCutError(f"training_step ended on the server without reaching the cut {self.path[-1]!r}.")
-        if memory is None:
-            self._remembered[key] = first_time
+            raise ImpossibleCutError(
+                f"training_step ended on the server without reaching the cut {self.border.path[-1]!r}."
+            )

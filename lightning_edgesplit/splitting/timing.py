@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.splitting.batch import batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.cuts import END, Cut, Cuts
-from lightning_edgesplit.splitting.find import copy_of, generators_kept
+from lightning_edgesplit.splitting.proof import copy_of, generators_kept
 from lightning_edgesplit.splitting.step import patched
+from lightning_edgesplit.splitting.tree import tensors_of
 
 
 def time_cuts(
@@ -105,9 +106,8 @@ def _noting(
 ) -> Iterator[None]:
     """Notes when each cut's output exists, and when its gradient does."""
     calls: dict[str, int] = {}
-    names: dict[tuple[str, int], str] = {
-        (cut.path[-1], cut.path.count(cut.path[-1])): cut.name for cut in cuts if cut.path
-    }
+    paths = {cut.name: cut.border.path for cut in cuts if cut.border is not None}
+    names = {(path[-1], path.count(path[-1])): name for name, path in paths.items()}
 
     def when(name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
@@ -120,10 +120,11 @@ def _noting(
             output = forward(*args, **kwargs)
             calls[module] = calls.get(module, 0) + 1
             name = names.get((module, calls[module]))
-            if name is not None and isinstance(output, Tensor):
+            if name is not None:
                 forward_at[name] = time.perf_counter()
-                if output.requires_grad:
-                    output.register_hook(when(name))  # type: ignore[no-untyped-call]
+                for tensor in tensors_of(output):
+                    if tensor.requires_grad:
+                        tensor.register_hook(when(name))  # type: ignore[no-untyped-call]
             return output
 
         return call
