@@ -67,6 +67,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
+        private: Names of the batch leaves that must not leave a client (``"image"``, ``"0"``), while all others may be
+            sent where the server needs them; None: the model's inputs stay, and what is no tensor.
         participation: Fraction of the clients that take part in a round; only 1.0.
         optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
@@ -95,6 +97,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         server_model: str = "per_client",
         round_steps: int | None = None,
         partition: Partition = "iid",
+        private: str | Sequence[str] | None = None,
         participation: float = 1.0,
         optimizer_state: str = "keep",
         clock: str = "off",
@@ -112,6 +115,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
+        self.private = [private] if isinstance(private, str) else private
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
         self.cuts: Cuts | None = None
         self.plan: Plan | None = None
@@ -238,7 +242,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         def asked_for(name: str) -> bool:
             return wanted is None or any(name == cut or name.endswith(f".{cut}") for cut in wanted)
 
-        cuts = find_cuts(module, batch, self.optimizers[0], only=asked_for)
+        cuts = find_cuts(module, batch, self.optimizers[0], only=asked_for, private=self.private)
         for name in wanted or ():
             cuts.find(name)
         return time_cuts(module, batch, cuts, _plain(self.optimizers[0]), server_threads=self._threads)

@@ -208,7 +208,7 @@ class Client:
         about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
         about["plain"] = [x for x in sent if isinstance(x, PLAIN)]
         if border.reads:
-            about["numbers"] = part.numbers
+            about["notes"] = part.notes
         if part.outputs != self._outputs:
             about["outputs"] = self._outputs = part.outputs
         self.link.send(Frame(Kind.SMASHED, tensors, about), pace=self.throttle.sending)

@@ -254,8 +254,8 @@ class Server:
         seat.outputs = frame.about.get("outputs", seat.outputs)
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
-        numbers = frame.about.get("numbers", ())
-        with seat.server_side(self.module).receiving(crossing, seat.outputs, numbers, send, at_cut):
+        notes = frame.about.get("notes", ())
+        with seat.server_side(self.module).receiving(crossing, seat.outputs, notes, send, at_cut):
             yield
         after.append(torch.get_rng_state())
         if random:

@@ -114,7 +114,9 @@ def decode(header: Tensor, body: Tensor) -> Frame:
         length = math.prod(dims[:ndim]) * DTYPES[dtype].itemsize
         if at + length > size:
             raise ValueError("the tensors of a frame are longer than the frame")
-        tensors.append(body[at : at + length].clone().view(DTYPES[dtype]).reshape(dims[:ndim]))
+        tensor = torch.empty(dims[:ndim], dtype=DTYPES[dtype])  # no view of the body, so that autograd may change it
+        tensor.view(-1).view(torch.uint8).copy_(body[at : at + length])
+        tensors.append(tensor)
         at += length
     if at != size:
         raise ValueError(f"a frame of {size} bytes holds {at}")

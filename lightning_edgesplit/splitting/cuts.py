@@ -63,7 +63,7 @@ class Border:
             comes back.
         also: Where else a tensor is returned before the cut (in-place and identity modules): number of the call, of the
             leaf, and of the tensor in `tensors`.
-        reads: Whether numbers that the step reads off tensors before the cut (``.item()``) are needed behind it.
+        reads: Whether functions before the cut need data (``.item()``), so that the server has to be told their results.
         structures: How the output of each call is built; known where the cut was proven.
     """
 

@@ -201,7 +201,7 @@ class Probe:
         crossing = sum(tensor.nbytes for tensor in smashed)
         with self._fresh_server(cut):
             server = ServerSide(self.module, cut.border)
-            with watch, server.receiving(smashed, part.outputs, part.numbers, received.append, at_cut):
+            with watch, server.receiving(smashed, part.outputs, part.notes, received.append, at_cut):
                 loss = loss_of(self._step(batch))
         watch.refuse_meta = False
         with _Watch() as server_backward:

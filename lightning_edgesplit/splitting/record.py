@@ -67,6 +67,20 @@ class Call:
 READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__", "__float__", "__int__", "__index__"}
 """Functions that read data though they return no tensor; others of that kind ask for shapes, types and so on."""
 
+_SHAPED_BY_DATA = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_pack_padded_sequence"}
+
+
+_LOOK_UP = {"embedding", "embedding_bag", "__getitem__", "index_select", "gather", "take"}
+"""Functions in which whole numbers choose rows of a parameter; elsewhere they are lengths, masks or indices."""
+
+
+def needs_data(function: Any, args: Any) -> bool:
+    """Whether a function of torch cannot run without its tensors' data: a shape is not enough."""
+    name = getattr(function, "__name__", "")
+    if name == "__getitem__":
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_of(args[1:]))
+    return name in READS or name in _SHAPED_BY_DATA
+
 
 class Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, of what runs inside an operation, the draws from a random generator, and FLOP."""
@@ -94,7 +108,7 @@ class Recorder(TorchFunctionMode):
         calls: The module calls, in the order in which they ended.
         values: By ``id`` of the tensor. Recorded tensors are kept alive, so that an ``id`` stays unique.
         random: Numbers of the operations that drew random numbers.
-        reads: Numbers of the operations that turned a tensor into a number (``.item()``).
+        reads: Numbers of the operations that need data, not shapes alone (``.item()``, ``nonzero``).
         inputs: For every batch leaf, the number of the first operation that combined it, or what was made of it without
             a parameter, with a parameter: what a model takes in, other than a mask or an index.
         flops: FLOP up to and with each operation.
@@ -154,24 +168,30 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if not made and name not in READS and name != "__setitem__":
             return output
-        known = [self._read(tensor) for tensor in tensors_of([args, kwargs])]
-        if name in READS:
+        read = tensors_of([args, kwargs])
+        known = [self._read(tensor) for tensor in read]
+        if needs_data(func, args):
             self.reads.append(self.time)
         if inside.draws:
             self.random.append(self.time)
         if any(id(v) in self._weights for v in known):
-            for leaf in frozenset().union(*(v.leaves for v in known if not v.trained)):
-                self.inputs.setdefault(leaf, self.time)
+            for value, tensor in zip(known, read, strict=True):
+                if not value.trained and (tensor.is_floating_point() or name in _LOOK_UP):
+                    for leaf in value.leaves:
+                        self.inputs.setdefault(leaf, self.time)
         for tensor in [*made, args[0]] if name == "__setitem__" else made:
             value = self.values.get(id(tensor))
             if value is None:
                 value = self._remember(tensor, Value(name, born=self.time))
             elif not value.born:
                 continue  # a parameter, buffer or batch leaf written in place stays what it is
-            value.leaves = value.leaves.union(*(v.leaves for v in known))
-            value.trained |= any(v.trained for v in known)
-            value.random |= bool(inside.draws) or any(v.random for v in known)
-            value.sources += [v for v in known if v is not value]
+            made_of = known
+            if name == "_pack_padded_sequence" and tensor is made[1]:
+                made_of = [self.values[id(args[1])]]  # how many sequences go on at each step: that is in the lengths
+            value.leaves = value.leaves.union(*(v.leaves for v in made_of))
+            value.trained |= any(v.trained for v in made_of)
+            value.random |= bool(inside.draws) or any(v.random for v in made_of)
+            value.sources += [v for v in made_of if v is not value]
         return output
 
     def _read(self, tensor: Tensor) -> Value:

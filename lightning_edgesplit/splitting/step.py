@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.splitting.batch import PLAIN, Withheld, step_arguments
 from lightning_edgesplit.splitting.cuts import Border
-from lightning_edgesplit.splitting.record import READS
-from lightning_edgesplit.splitting.tree import Structure, flatten
+from lightning_edgesplit.splitting.record import needs_data
+from lightning_edgesplit.splitting.tree import Structure, flatten, tensors_of
 
 DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
 
@@ -91,8 +91,11 @@ class _Along:
             self.inside = False
 
 
-class _Numbers(TorchFunctionMode):
-    """Notes what ``.item()`` and the like gave outside the modules before the cut, or answers with what was noted."""
+class _Notes(TorchFunctionMode):
+    """Notes what functions gave that need data, outside the modules before the cut; or answers with what was noted.
+
+    ``.item()`` cannot run on a tensor without data, nor can ``nonzero``. The server is told numbers and shapes.
+    """
 
     def __init__(self, along: _Along, answers: Sequence[Any] | None = None) -> None:
         super().__init__()
@@ -102,12 +105,21 @@ class _Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation, or answers for it."""
-        if self._along.inside or self._along.ended or getattr(func, "__name__", "") not in READS:
-            return func(*args, **(kwargs or {}))
-        if self._answers is not None:
-            return next(self._answers)
-        self.noted.append(func(*args, **(kwargs or {})))
-        return self.noted[-1]
+        kwargs = kwargs or {}
+        if self._along.inside or self._along.ended or not needs_data(func, args):
+            return func(*args, **kwargs)
+        if self._answers is None:
+            output = func(*args, **kwargs)
+            several = isinstance(output, tuple)
+            self.noted.append([several, [_described(x) for x in (output if several else [output])]])
+            return output
+        several, described = next(self._answers)
+        if not any(x.is_meta for x in tensors_of([args, kwargs])):
+            return func(*args, **kwargs)
+        answers = [_imagined(x, func.__name__) for x in described]
+        if func.__name__ == "_pack_padded_sequence":
+            answers[1] = torch.zeros_like(answers[1], device="cpu")  # PackedSequence insists
+        return tuple(answers) if several else answers[0]
 
 
 @dataclass
@@ -119,13 +131,13 @@ class ClientPart:
         outputs: For every call before the cut, what each leaf of its output is: ``[dtype, *shape]`` of a tensor,
             ``{"is": value}`` for a plain value, None for what the server cannot have.
         structures: For every call before the cut, how its output is built.
-        numbers: What ``.item()`` and the like gave, where `Border.reads` says that the server needs it.
+        notes: What functions gave that need data, where `Border.reads` says that the server has to know.
     """
 
     tensors: list[Tensor]
     outputs: list[list[Any]]
     structures: list[Structure]
-    numbers: list[Any]
+    notes: list[Any]
 
     def backward(self, border: Border, gradients: Sequence[Tensor]) -> None:
         """Goes on with the backward pass, from the gradients of the tensors that have one."""
@@ -162,14 +174,14 @@ def run_client_side(module: nn.Module, border: Border, batch: Any, batch_idx: in
         return output
 
     along = _Along(module, border.path, visit)
-    numbers = _Numbers(along)
+    notes = _Notes(along)
     try:
-        with along.patched(), numbers if border.reads else nullcontext():
+        with along.patched(), notes if border.reads else nullcontext():
             module.training_step(*step_arguments(module, batch, batch_idx))  # type: ignore[operator]
     except _CutReached:
         if kept.keys() == wanted:
             tensors = [kept[call, leaf] for call, leaf, _ in border.tensors]
-            return ClientPart(tensors, outputs, structures, numbers.noted)
+            return ClientPart(tensors, outputs, structures, notes.noted)
     raise ImpossibleCutError(
         f"training_step did not come to the cut {border.path[-1]!r} as on the sample batch: its path depends on the"
         " data. Choose another cut."
@@ -229,7 +241,7 @@ class ServerSide:
         self,
         tensors: Sequence[Tensor],
         outputs: Sequence[Sequence[Any]],
-        numbers: Sequence[Any],
+        notes: Sequence[Any],
         send: Callable[[list[Tensor]], None],
         at_cut: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
@@ -238,7 +250,7 @@ class ServerSide:
         Args:
             tensors: The received tensors, as `Border.tensors` says; they become part of the graph and may be modified.
             outputs: `ClientPart.outputs`.
-            numbers: `ClientPart.numbers`.
+            notes: `ClientPart.notes`.
             send: Called in the backward pass with the gradients of the tensors that have one.
             at_cut: Called when the cut is reached, before anything behind it runs.
 
@@ -267,7 +279,7 @@ class ServerSide:
             )
 
         along = _Along(self._module, self.border.path, visit)
-        with along.patched(), _Numbers(along, numbers) if self.border.reads else nullcontext():
+        with along.patched(), _Notes(along, notes) if self.border.reads else nullcontext():
             yield
         if not self.cut_was_reached:
             raise ImpossibleCutError(
