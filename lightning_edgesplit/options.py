@@ -10,6 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig
 
 from lightning_edgesplit import launcher as launchers
@@ -97,8 +99,8 @@ def check(
     if round_steps is not None and (isinstance(round_steps, bool) or round_steps < 1):
         raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
     partitions.check(partition, count)
-    if participation != 1.0:
-        raise ValueError(f"participation={participation!r} is not supported: use 1.0, all clients in every round.")
+    if not 0 < participation <= 1:
+        raise ValueError(f"participation={participation!r} must be a fraction, > 0 and at most 1.")
     if optimizer_state not in ("keep", "average", "reset"):
         raise ValueError(f'optimizer_state={optimizer_state!r} is unknown: use "keep", "average" or "reset".')
     if clock not in ("off", "wall"):
@@ -107,6 +109,18 @@ def check(
         raise ValueError(f"processes={processes!r} is not supported: use None, a process for each client.")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
+
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
+"""What the Trainer's `precision` may be."""
+
+
+def clipping(trainer: pl.Trainer) -> tuple[str, float] | None:
+    """How gradients are clipped: ``("norm", limit)`` or ``("value", limit)``; None: not at all."""
+    limit = trainer.gradient_clip_val
+    if not limit:
+        return None
+    return "value" if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE else "norm", float(limit)
 
 
 def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
@@ -120,11 +134,14 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
         "accelerator": (not isinstance(strategy.accelerator, CPUAccelerator), 'use accelerator="cpu"'),
         "devices": (len(devices or [0]) > 1, "use devices=1: `clients` says how many there are"),
         "num_nodes": (trainer.num_nodes > 1, "use num_nodes=1: the Trainer runs on the server alone"),
-        "precision": (trainer.precision != "32-true", 'use precision="32-true"'),
-        "accumulate_grad_batches": (trainer.accumulate_grad_batches != 1, "use 1 and a larger batch"),
-        "gradient_clip_val": (trainer.gradient_clip_val is not None, "leave it out"),
-        "limit_train_batches": (trainer.limit_train_batches != 1.0, "use max_steps, or a smaller dataset"),
-        "overfit_batches": (bool(getattr(trainer, "overfit_batches", 0)), "use a smaller dataset"),
+        "precision": (
+            trainer.precision not in PRECISIONS,
+            f"use one of {', '.join(PRECISIONS)} (a gradient scaler would have to work on both sides at once)",
+        ),
+        "accumulate_grad_batches": (
+            (getattr(strategy, "round_steps", None) or 0) % trainer.accumulate_grad_batches != 0,
+            "let `round_steps` be a multiple of it, so that a round ends with a step",
+        ),
         "reload_dataloaders_every_n_epochs": (
             bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
             "leave it at 0",
@@ -137,6 +154,11 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
+    if is_overridden("configure_gradient_clipping", trainer.lightning_module, pl.LightningModule):
+        raise ValueError(
+            "configure_gradient_clipping of your module does not work with EdgeSplitStrategy, since no side has all"
+            " gradients: use the Trainer's gradient_clip_val, which clips both sides as one."
+        )
     if not trainer.lightning_module.automatic_optimization:
         raise ValueError(
             "automatic_optimization=False does not work with EdgeSplitStrategy: both sides step by themselves. Return"

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero as rank_zero_module
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -69,7 +70,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
         private: Names of the batch leaves that must not leave a client (``"image"``, ``"0"``), while all others may be
             sent where the server needs them; None: the model's inputs stay, and what is no tensor.
-        participation: Fraction of the clients that take part in a round; only 1.0.
+        participation: Fraction of the clients that take part in a round, at least one; drawn by the seed.
         optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
         clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say.
@@ -113,6 +114,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
         )
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
+        self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
         self.private = [private] if isinstance(private, str) else private
@@ -125,6 +127,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._planner: Planner | None = None
         self._processes: Launcher | None = None
         self._now: tuple[int, Frame, Any] | None = None
+        self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._source: Any = None
         self._batches: list[int] = []  # of every client, in one pass over its data
@@ -167,6 +170,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 " parameters into it, in groups where they differ."
             )
         module.train()
+        self._clip = options.clipping(trainer)
         names = [profile.name for profile in self.profiles]
         if self._role.client is not None:
             behave_as_client()
@@ -174,22 +178,25 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
         batch = self._prepare(loaders.sample())
         self.cuts = self._find_cuts(module, batch)
-        in_order = self._steps_schedule_per_batch() or torch.are_deterministic_algorithms_enabled()
+        in_order = self._paced() or torch.are_deterministic_algorithms_enabled()
         self._planner = self._make_planner(self.cuts, batch_size(batch), in_order)
         self._plan_round([self.round_steps or 1] * len(names))  # what cannot be planned is refused before any process
         module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
         self._server = self._start(loaders, batch, seed, in_order)
-        self._batches = [greeting["batches"] for greeting in self._server.greetings]
+        self._batches = self._limited([greeting["batches"] for greeting in self._server.greetings])
+        for greeting, batches in zip(self._server.greetings, self._batches, strict=True):
+            greeting["batches"] = batches
         if not any(self._batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
         self.rounds = []
-        self._plan_round(next(self._rounds()))
+        self._plan_round(next(self._rounds(trainer.current_epoch)))
         self._announce()
 
-    def _steps_schedule_per_batch(self) -> bool:
-        """Whether a learning-rate schedule moves with every arrival, so that their order matters."""
-        return any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
+    def _paced(self) -> bool:
+        """Whether the optimizer's rates may move with every arrival, so that their order matters."""
+        own_step = is_overridden("optimizer_step", self.lightning_module, pl.LightningModule)
+        return own_step or any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
 
     def _make_planner(self, cuts: Cuts, batch: int, in_order: bool) -> Planner:
         policy = self._policy
@@ -232,7 +239,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self.timeout / 4,
             optimizer_state=self.optimizer_state_rule,
             in_order=in_order,
-            paced=self._steps_schedule_per_batch(),
+            paced=self._paced(),
+            take_step=self._take_step,
+            rules={"accumulate": self.lightning_module.trainer.accumulate_grad_batches, "clip": self._clip},
         )
 
     def _find_cuts(self, module: pl.LightningModule, batch: Any) -> Cuts:
@@ -242,10 +251,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         def asked_for(name: str) -> bool:
             return wanted is None or any(name == cut or name.endswith(f".{cut}") for cut in wanted)
 
-        cuts = find_cuts(module, batch, self.optimizers[0], only=asked_for, private=self.private)
+        context = self.precision_plugin.train_step_context
+        optimizer = _plain(self.optimizers[0])
+        cuts = find_cuts(module, batch, optimizer, only=asked_for, private=self.private, context=context)
         for name in wanted or ():
             cuts.find(name)
-        return time_cuts(module, batch, cuts, _plain(self.optimizers[0]), server_threads=self._threads)
+        return time_cuts(module, batch, cuts, optimizer, server_threads=self._threads, context=context)
 
     def _be_client(self, client: int, loaders: ClientLoaders, rendezvous: Rendezvous, seed: int) -> None:
         """What runs in a client's process, from its first to its last moment."""
@@ -263,7 +274,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
         Client(
             module, _plain(self.optimizers[0]), loaders.of(client), rendezvous.link(client), self.timeout / 4,
-            prepare=self._prepare, on_round=on_round,
+            prepare=self._prepare, context=self.precision_plugin.train_step_context, on_round=on_round,
         ).run()  # fmt: skip
 
     def _announce(self) -> None:
@@ -284,13 +295,51 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def _rounds(self) -> Iterator[list[int]]:
-        """Local steps of every client in every round of an epoch."""
-        left = list(self._batches)
+    def _limited(self, batches: Sequence[int | None]) -> list[int]:
+        """Batches of every client in an epoch, under the Trainer's `limit_train_batches`; dealt out in turn."""
+        limit: Any = self.lightning_module.trainer.limit_train_batches  # type: ignore[union-attr]
+        if None in batches and not (isinstance(limit, int) and limit > 0):
+            raise ValueError(
+                "a client's training loader has no length: say with the Trainer's limit_train_batches=… how many"
+                " batches all clients together take per epoch, or give the dataset a __len__."
+            )
+        if isinstance(limit, float):
+            if limit == 1.0:
+                return [n or 0 for n in batches]
+            limit = int(sum(n or 0 for n in batches) * limit)
+        taken = [0] * len(batches)
+        while sum(taken) < limit and any(n is None or n > t for n, t in zip(batches, taken, strict=True)):
+            for client, n in enumerate(batches):
+                if sum(taken) < limit and (n is None or n > taken[client]):
+                    taken[client] += 1
+        return taken
+
+    def _rounds(self, epoch: int) -> Iterator[list[int]]:
+        """Local steps of every client in every round of an epoch; 0 for those that are not sampled."""
+        left, number = list(self._batches), 0
         while any(left):
             steps = [min(n, self.round_steps or n) for n in left]
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
-            yield steps
+            sampled = self._sampled([k for k, n in enumerate(steps) if n], epoch, number)
+            yield [n if k in sampled else 0 for k, n in enumerate(steps)]
+            number += 1
+
+    def _sampled(self, clients: list[int], epoch: int, number: int) -> set[int]:
+        """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
+        wanted = min(len(clients), max(1, round(self.participation * len(self.profiles))))
+        if wanted == len(clients):
+            return set(clients)
+        draw = random.Random(f"{os.environ.get('PL_GLOBAL_SEED', 0)}/{epoch}/{number}")
+        return set(draw.sample(clients, wanted))
+
+    def _begin_epoch(self) -> None:
+        """Tells the Trainer how many arrivals the epoch has, where sampling makes that differ from epoch to epoch."""
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        if self.participation < 1:
+            batches = sum(map(sum, self._rounds(trainer.current_epoch)))
+            trainer.fit_loop.max_batches = batches
+            if isinstance(trainer.val_check_interval, float):
+                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
 
     def _plan_round(self, steps: list[int]) -> None:
         assert self._planner is not None
@@ -303,12 +352,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
         assert server is not None
         assert planner is not None
-        for number, steps in enumerate(self._rounds()):
+        for steps in self._rounds(trainer.current_epoch):
             self._plan_round(steps)
             assert self.plan is not None
             server.start_round(
                 planner.orders(self.plan, steps),
-                new_epoch=number == 0, epoch=trainer.current_epoch, global_step=trainer.global_step,
+                epoch=trainer.current_epoch, global_step=trainer.global_step,
             )  # fmt: skip
             for _ in range(sum(steps)):
                 client, frame = server.arrival()
@@ -378,14 +427,45 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         assert self._server is not None
         assert self._now is not None
-        client = self._now[0]
-        with self._server.installed(client):
-            output = super().optimizer_step(optimizer, closure, model, **kwargs)
-        if self._server.seats[client].cut.name == END:
-            self._server.acknowledge(client)
-        if self._server.served(client):
+        client, frame, _ = self._now
+        server, whole = self._server, self._server.seats[client].cut.name == END
+        later = self._clip is not None and self._clip[0] == "norm" and not whole
+        with server.installed(client):
+            output = closure()
+            if frame.about["steps"] and not later:
+                super().optimizer_step(optimizer, lambda: output, model, **kwargs)
+                server.drop_gradients(client)
+            else:
+                server.keep_gradients(client)
+        if frame.about["steps"] and later:
+            server.owe_step(client)
+        if whole:
+            server.acknowledge(client)
+        if server.served(client):
             self._end_round()
         return output
+
+    def _take_step(self) -> None:
+        """A step of the optimizer that had to wait; as the Trainer would take it."""
+        optimizer: Any = self._lightning_optimizers[0]
+        super().optimizer_step(optimizer, lambda: None, self.lightning_module)
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        assert self._server is not None
+        assert self._now is not None
+        self._server.before_backward(self._now[0])
+
+    @override
+    def post_backward(self, closure_loss: Tensor) -> None:
+        assert self._server is not None
+        assert self._now is not None
+        self._server.after_backward(self._now[0])
+
+    @property
+    @override
+    def handles_gradient_accumulation(self) -> bool:
+        return True  # each client counts its own batches
 
     def _end_round(self) -> None:
         """Aggregates, reports, and learns for the next plan."""
@@ -480,9 +560,11 @@ class _Arrivals:
         self._strategy = strategy
 
     def __len__(self) -> int:
-        return sum(self._strategy._batches)
+        epoch = self._strategy.lightning_module.trainer.current_epoch  # type: ignore[union-attr]
+        return sum(map(sum, self._strategy._rounds(epoch)))
 
     def __iter__(self) -> Iterator[Any]:
+        self._strategy._begin_epoch()
         return self._strategy._epoch()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from benchmarks.zoo.entry import Entry, Module, words
 
 def perceptron(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
@@ -47,7 +48,7 @@ class Encoder(Module):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         numbers, labels = batch["words"], batch["y"]
-        padding = batch["padding"] if "padding" in batch else numbers == 0
+        padding = batch.get("padding", numbers == 0)
         return F.cross_entropy(self.head(self.net(self.words(numbers), src_key_padding_mask=padding).mean(1)), labels)
 
 
@@ -206,6 +207,8 @@ class Structured(Module):
     """Parameters without a module of their own, a buffer that is updated, an output that is a dataclass."""
 
     class Trunk(nn.Module):
+        """Returns a dataclass."""
+
         def __init__(self) -> None:
             super().__init__()
             self.linear, self.scale = nn.Linear(12, 8), nn.Parameter(torch.ones(8))

@@ -29,7 +29,8 @@ def report_of(
     last = max(letter.arrived for letter in server.uploads)
     spans: list[Span] = []
     clients = []
-    for k, (seat, letter) in enumerate(zip(server.seats, server.uploads, strict=True)):
+    for letter in server.uploads:
+        k, seat = letter.link, server.seats[letter.link]
         own = _spans(k, seat, letter, began)
         spans += own
         seconds: dict[str, float] = {}
@@ -56,7 +57,7 @@ def report_of(
                 overrun=letter.frame.about["overrun"],
             )
         )
-    spans.append(Span(0, True, "aggregation", last - began, ended - began))
+    spans.append(Span(server.uploads[0].link, True, "aggregation", last - began, ended - began))
     return RoundReport(
         index=index,
         epoch=epoch,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Client:
         link: The connection to the server.
         heartbeat: Seconds between two signs of life.
         prepare: Makes of what the loader yields what ``training_step`` takes.
+        context: Opened around every forward pass (mixed precision).
         on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
     """
 
@@ -49,10 +51,11 @@ class Client:
         link: Link,
         heartbeat: float,
         prepare: Callable[[Any], Any] = lambda batch: batch,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_round: Callable[[int, int], None] = lambda epoch, step: None,
     ) -> None:
         self.module, self.optimizer, self.loader, self.link = module, optimizer, loader, link
-        self.prepare, self.on_round = prepare, on_round
+        self.prepare, self.on_round, self._context = prepare, on_round, context
         self.sides = Sides(module)
         self.cut: Cut | None = None
         self.throttle = Throttle()
@@ -89,15 +92,16 @@ class Client:
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
+        batch = getattr(self.loader, "batch_size", None)
         try:
             batches = len(self.loader)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise TypeError(
-                f"the training loader of this client ({type(self.loader).__name__}) has no length: a round needs to"
-                " know its local steps. Give the dataset a __len__."
-            ) from error
-        batch = getattr(self.loader, "batch_size", None)
-        samples = len(getattr(self.loader, "dataset", ())) or batches * (batch or 1)
+        except TypeError:  # a stream
+            return {"batches": None, "samples": None, "batch": batch or 1}
+        try:
+            samples = len(getattr(self.loader, "dataset", ()))
+        except TypeError:
+            samples = 0
+        samples = samples or batches * (batch or 1)
         return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
 
     def _beat(self) -> None:
@@ -142,7 +146,7 @@ class Client:
         if about["new_epoch"]:
             self._batches = iter(enumerate(self.loader))
         self._samples = 0
-        records = [self._step(about["paced"]) for _ in range(about["steps"])]
+        records = [self._step(about) for _ in range(about["steps"])]
         upload = time.monotonic()
         tensors = self._weights()
         state: list[Any] = []
@@ -176,33 +180,42 @@ class Client:
             self.sides.release(name)
         self.sides.place(away)
 
-    def _step(self, paced: bool) -> list[float]:
+    def _step(self, about_round: dict[str, Any]) -> list[float]:
         """One local step; its times: begin, forward done, smashed data through, gradient here, backward done."""
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
         index, batch = next(self._batches)
         batch = self.prepare(batch)
-        self.optimizer.zero_grad()
+        accumulate = about_round["accumulate"]
+        if index % accumulate == 0:
+            self.optimizer.zero_grad()
         self._logged.clear()
         assert self.cut is not None
-        whole = self.cut.name == END
-        about: dict[str, Any] = {"index": index, "samples": batch_size(batch), "logged": self._logged}
-        times = (self._whole_step if whole else self._split_step)(begin, batch, about, paced)
+        about: dict[str, Any] = {
+            "index": index,
+            "samples": batch_size(batch),
+            "logged": self._logged,
+            "steps": (index + 1) % accumulate == 0 or index + 1 == about_round["batches"],
+        }
+        run = self._whole_step if self.cut.name == END else self._split_step
+        times = run(begin, batch, about, about_round)
         self.sides.collect()
         self._samples += about["samples"]
         return [begin, *times]
 
-    def _split_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
+    def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         assert self.cut is not None
         border = self.cut.border
         assert border is not None
-        part = run_client_side(self.module, border, batch, about["index"])
+        with self._context():
+            part = run_client_side(self.module, border, batch, about["index"])
         self.throttle.forward(begin, about["samples"])
         forward = time.monotonic()
         leaves = flatten(batch)[0]
         sent = [leaves[i] for i in self.cut.sent]
-        tensors = [x.detach() for x in (*part.tensors, *sent) if isinstance(x, Tensor)]
+        tied = [self.sides.real(name) for name in self.cut.tied]
+        tensors = [x.detach() for x in (*part.tensors, *sent, *tied) if isinstance(x, Tensor)]
         if self.cut.random:
             tensors.append(torch.get_rng_state())
         about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
@@ -216,31 +229,57 @@ class Client:
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
         received = time.monotonic()
+        gradients = list(answer.frame.tensors)
         if self.cut.random:
-            torch.set_rng_state(answer.frame.tensors[-1])
-        gradients = answer.frame.tensors[: -1 if self.cut.random else None]
-        part.backward(border, gradients)
+            torch.set_rng_state(gradients.pop())
+        behind = gradients[len(gradients) - len(tied) :]
+        part.backward(border, gradients[: len(gradients) - len(tied)])
+        for parameter, gradient in zip(tied, behind, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._set_groups(answer.frame.about.get("groups"))
-        self.optimizer.step()
+        if about["steps"]:
+            self._clip(about_round["clip"], together=True)
+            self.optimizer.step()
         self.throttle.backward(received, about["samples"])
         return [forward, through, received, time.monotonic()]
 
-    def _whole_step(self, begin: float, batch: Any, about: dict[str, Any], paced: bool) -> list[float]:
+    def _whole_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """The cut behind the last layer: nothing but numbers for the server's log goes out, outside emulated time.
 
         Only under a schedule per step the answer is waited for, since the next rate is in it.
         """
-        loss = loss_of(self.module.training_step(*step_arguments(self.module, batch, about["index"])))  # type: ignore[operator]
+        with self._context():
+            loss = loss_of(self.module.training_step(*step_arguments(self.module, batch, about["index"])))  # type: ignore[operator]
         self.throttle.forward(begin, about["samples"])
         forward = time.monotonic()
         self.link.send(Frame(Kind.SMASHED, (), {**about, "loss": float(loss.detach())}))
-        if paced:
+        if about_round["paced"]:
             self._set_groups(self._await(Kind.GRADIENT).frame.about.get("groups"))
         begun = time.monotonic()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        (loss / about_round["accumulate"]).backward()
+        if about["steps"]:
+            self._clip(about_round["clip"], together=False)
+            self.optimizer.step()
         self.throttle.backward(begun, about["samples"])
         return [forward, forward, begun, time.monotonic()]
+
+    def _clip(self, clip: Sequence[Any] | None, together: bool) -> None:
+        """Clips this side's gradients by value, or by the norm of both sides' together, which the server computes."""
+        if clip is None:
+            return
+        algorithm, limit = clip
+        trained = [self.sides.parameters[name] for name in self._own if name in self.sides.parameters]
+        if algorithm == "value":
+            torch.nn.utils.clip_grad_value_(trained, limit)
+        elif not together:
+            torch.nn.utils.clip_grad_norm_(trained, limit)
+        else:
+            gradients = [p.grad for p in trained if p.grad is not None]
+            square = sum((float(g.double().square().sum()) for g in gradients), start=0.0)
+            self.link.send(Frame(Kind.NORM, about={"square": square}))
+            factor = self._await(Kind.CLIP).frame.about["factor"]
+            for gradient in gradients:
+                gradient.mul_(factor)
 
     def _set_groups(self, groups: list[dict[str, Any]] | None) -> None:
         """The optimizer's hyper-parameters as the server has them; None: they have not changed."""

@@ -173,7 +173,10 @@ def rebuild(loader: Any, part: Sequence[int], generator: torch.Generator | None)
             " with a length. Give one loader per client in a list, or partition=None with loaders of the clients' own."
         )
     ready_made = loader.batch_sampler is None  # the dataset yields whole batches
-    if not (ready_made or type(loader.batch_sampler) is BatchSampler) or type(loader.sampler) not in (RandomSampler, SequentialSampler):
+    if not (ready_made or type(loader.batch_sampler) is BatchSampler) or type(loader.sampler) not in (
+        RandomSampler,
+        SequentialSampler,
+    ):
         raise TypeError(
             f"the training loader's sampler is a {type(loader.sampler).__name__}, which cannot be divided among"
             " clients: use shuffle=True or False, or give one loader per client in a list."

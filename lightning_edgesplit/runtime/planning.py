@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.seat import Orders
@@ -13,6 +14,7 @@ from lightning_edgesplit.scheduling import (
     Corrections,
     Costs,
     CutCost,
+    Fixed,
     InfeasibleError,
     LatencyModel,
     Plan,
@@ -41,7 +43,7 @@ def cost_of(cut: Cut) -> CutCost:
     if profile is None:
         raise ValueError(f"cut {cut.name!r} has no profile: take it from `find_cuts`.")
     split = cut.name != END
-    overhead = float(_FRAME + profile.generator_bytes) if split else 0.0
+    overhead = float(_FRAME + profile.generator_bytes + profile.tied_bytes) if split else 0.0
     return CutCost(
         name=cut.name,
         client_forward=profile.client_forward,
@@ -93,22 +95,50 @@ class Planner:
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self.corrections = Corrections.none(len(self.clients))
+        self._cuts: list[str | None] = [None] * len(self.clients)
 
     def plan(self, steps: Sequence[int]) -> tuple[Plan, SimulatedRound]:
-        """The plan of a round with so many local steps per client, and what the round is expected to be like."""
-        costs = costs_of(self.cuts, self.batch, steps)
-        plan = self.policy.plan(costs, self.clients, self.server, self.corrections)
-        model = LatencyModel(costs, self.clients, self.server, self.corrections)
-        return plan, simulate(model, plan, self.in_order)
+        """The plan of a round with so many local steps per client, and what the round is expected to be like.
+
+        A client without a local step takes no part: it has no share, and keeps the cut that it had.
+        """
+        active = [k for k, count in enumerate(steps) if count]
+        model, policy = self._model(steps, active), self.policy
+        if isinstance(policy, Fixed):
+            policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
+        some = policy.plan(model.costs, model.clients, self.server, model.corrections)
+        expected = simulate(model, some, self.in_order)
+        places = {k: at for at, k in enumerate(active)}
+
+        def spread(values: Sequence[Any], absent: Any) -> tuple[Any, ...]:
+            return tuple(values[places[k]] if k in places else absent for k in range(len(steps)))
+
+        cuts = spread(some.cuts, None)
+        self._cuts = [cut or before for cut, before in zip(cuts, self._cuts, strict=True)]
+        plan = replace(
+            some,
+            cuts=tuple(cut or some.cuts[0] for cut in self._cuts),
+            shares=spread(some.shares, 0.0),
+            uplink=spread(some.uplink, None),
+            downlink=spread(some.downlink, None),
+            predicted=spread(some.predicted, 0.0),
+        )
+        ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})
+        bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
+        return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
+
+    def _model(self, steps: Sequence[int], active: Sequence[int]) -> LatencyModel:
+        """The latency model of the clients that take part."""
+        costs = costs_of(self.cuts, [self.batch[k] for k in active], [steps[k] for k in active])
+        return LatencyModel(costs, [self.clients[k] for k in active], self.server, self.corrections.of(active))
 
     def compare(self, steps: Sequence[int]) -> dict[str, float]:
         """Predicted seconds of the same round under the policies in `COMPARED`, where memory allows them."""
-        costs = costs_of(self.cuts, self.batch, steps)
-        model = LatencyModel(costs, self.clients, self.server, self.corrections)
+        model = self._model(steps, [k for k, count in enumerate(steps) if count])
         times = {}
         for name in COMPARED:
             try:
-                plan = make_policy(name).plan(costs, self.clients, self.server, self.corrections)
+                plan = make_policy(name).plan(model.costs, model.clients, self.server, model.corrections)
             except InfeasibleError:
                 continue  # not for these clients
             times[name] = simulate(model, plan, self.in_order).round_time
@@ -121,7 +151,7 @@ class Planner:
         for client, name in enumerate(plan.cuts):
             cut = self.cuts.find(name)
             order = Orders(cut, steps[client])
-            if self.emulate:
+            if self.emulate and steps[client]:
                 times = model.times(client, model.names.index(cut.name), plan.shares[client])
                 emulation = Emulation(
                     forward=times.forward / self.batch[client],
@@ -166,25 +196,22 @@ class Planner:
         if not self.learning:
             return
         model = LatencyModel(costs_of(self.cuts, self.batch, steps), self.clients, self.server)
-        predicted, measured = [], []
+        predicted: list[dict[str, float]] = [{} for _ in self.clients]
+        measured: list[dict[str, float]] = [{} for _ in self.clients]
         for client in report.clients:
             t = model.times(client.client, model.names.index(client.cut), client.share)
             count, real = client.steps, client.seconds
             split = count if client.cut != END else 0
-            predicted.append(
-                {
-                    "compute": count * (t.forward + t.backward),
-                    "uplink": split * t.uplink + t.upload,
-                    "downlink": split * t.downlink + t.download,
-                    "server": split * t.server,
-                }
-            )
-            measured.append(
-                {
-                    "compute": real.get("forward", 0.0) + real.get("backward", 0.0),
-                    "uplink": real.get("uplink", 0.0) + real.get("upload", 0.0),
-                    "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
-                    "server": real.get("server", 0.0),
-                }
-            )
+            predicted[client.client] = {
+                "compute": count * (t.forward + t.backward),
+                "uplink": split * t.uplink + t.upload,
+                "downlink": split * t.downlink + t.download,
+                "server": split * t.server,
+            }
+            measured[client.client] = {
+                "compute": real.get("forward", 0.0) + real.get("backward", 0.0),
+                "uplink": real.get("uplink", 0.0) + real.get("upload", 0.0),
+                "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
+                "server": real.get("server", 0.0),
+            }
         self.corrections = self.corrections.update(predicted, measured)

@@ -49,13 +49,22 @@ class Seat:
         self.orders: Orders | None = None
         self.model: dict[str, Tensor] = {}
         self.state: dict[Any, Any] = defaultdict(dict)
+        self.gradients: dict[str, Tensor] = {}  # accumulated, or waiting for the client's norm
+        self.tied: dict[str, Tensor] = {}
+        self.owes_step = False
         self.outputs: list[list[Any]] = []
         self._sides: dict[str, ServerSide] = {}
         self.left = 0
+        self.epoch: int | None = None
         self.handover = False
         self.groups: list[dict[str, Any]] = []
         self.services: list[Service] = []
         self.bytes_before = (0, 0)
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part in this round."""
+        return self.orders is not None and self.orders.steps > 0
 
     @property
     def cut(self) -> Cut:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ class Server:
         optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
             client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
+        take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
+        rules: What clients are told with every round: ``accumulate``, ``clip``.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -58,9 +61,12 @@ class Server:
         optimizer_state: str = "keep",
         in_order: bool = False,
         paced: bool = False,
+        take_step: Callable[[], None] = lambda: None,
+        rules: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, paced
+        self.take_step, self.rules = take_step, rules or {"accumulate": 1, "clip": None}
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)
@@ -68,6 +74,8 @@ class Server:
         self.began = 0.0
         self._turns: Iterator[int] = iter(())
         self._mean_state: states.State = {}
+        self._norm = 0, 0.0
+        self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, args=(heartbeat,), name="signs of life", daemon=True)
         self._pulse.start()
@@ -113,11 +121,15 @@ class Server:
 
         Args:
             orders: One per client.
-            about: More for every client: ``new_epoch``, ``epoch``, ``global_step``.
+            about: More for every client: ``epoch``, ``global_step``.
         """
         self.began = time.monotonic()
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
-            before, seat.orders, seat.left, seat.services = seat.orders, order, order.steps, []
+            seat.left, seat.services = order.steps, []
+            if not order.steps:
+                seat.orders = None if seat.orders is None else replace(seat.orders, steps=0)
+                continue
+            before, seat.orders = seat.orders, order
             client_side = set(order.cut.client)
             seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
             seat.bytes_before = seat.link.sent, seat.link.received
@@ -125,10 +137,12 @@ class Server:
             state, tensors = states.pack(moved)
             seat.groups = self.hyper_parameters()
             emulation = order.emulation.to_json() if order.emulation is not None else None
+            new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
             more = {
+                "new_epoch": new_epoch,
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
                 "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
-                "paced": self.paced, "groups": seat.groups,
+                "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
             self._send(client, Frame(Kind.ROUND, [*weights, *tensors], {**about, **more}))
@@ -158,12 +172,52 @@ class Server:
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is."""
-        letter = self.inbox.next(Kind.SMASHED, link=next(self._turns) if self.in_order else None)
+        turn = next(self._turns) if self.in_order else None
+        if turn is not None and self.seats[turn].owes_step:
+            self._finish(self.inbox.next(Kind.NORM, link=turn))
+        letter = self.inbox.next(Kind.SMASHED, Kind.NORM, link=turn)
+        while letter.frame.kind is Kind.NORM:
+            self._finish(letter)
+            letter = self.inbox.next(Kind.SMASHED, Kind.NORM, link=turn)
         seat = self.seats[letter.link]
         self._take_handover(letter.link)
         seat.left -= 1
+        if letter.frame.about["index"] % self.rules["accumulate"] == 0:
+            seat.gradients = {}
         seat.services.append(Service(letter.arrived, begun=time.monotonic()))
         return letter.link, letter.frame
+
+    def owe_step(self, client: int) -> None:
+        """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
+        self.seats[client].owes_step = True
+        if self.paced:
+            self._finish(self.inbox.next(Kind.NORM, link=client))
+
+    def _finish(self, letter: Letter) -> None:
+        """Takes the step behind the cut that waited for the client's norm, with the rates that the client has."""
+        seat = self.seats[letter.link]
+        seat.owes_step = False
+        groups = self.optimizer.param_groups
+        now = [dict(group) for group in groups]
+        with self.installed(letter.link):
+            self.before_backward(letter.link)
+            for group, values in zip(groups, seat.groups, strict=True):
+                group.update(values)
+            self._norm = letter.link, letter.frame.about["square"]
+            self.take_step()
+            for group, values in zip(groups, now, strict=True):
+                group.update(values)
+        self.drop_gradients(letter.link)
+
+    def clip_by_norm(self, limit: float) -> None:
+        """Scales the gradients of both sides so that their common norm is at most `limit`, as torch does."""
+        client, square = self._norm
+        gradients = [p.grad for p in self.sides.parameters.values() if p.grad is not None]
+        norm = (square + sum(float(g.double().square().sum()) for g in gradients)) ** 0.5
+        factor = min(1.0, limit / (norm + 1e-6))
+        for gradient in gradients:
+            gradient.mul_(factor)
+        self._send(client, Frame(Kind.CLIP, about={"factor": factor}))
 
     def _take_handover(self, client: int) -> None:
         """The optimizer state of what has moved to the server's side; the client sends it before anything else."""
@@ -208,6 +262,7 @@ class Server:
                 batch.append(torch.empty(shapes[number], dtype=leaf.dtype, device="meta"))
             else:
                 batch.append(None if leaf is None else Withheld(names[number]))
+        self.seats[client].tied = {name: next(tensors) for name in cut.tied}
         return spec.build(batch)
 
     @contextmanager
@@ -216,14 +271,16 @@ class Server:
         seat, mine = self.seats[client], self.optimizer.state
         aggregate = {name: self.sides.real(name) for name in self.sides.buffers}
         aggregate |= {name: self.sides.parameters[name].data for name in seat.model if name in self.sides.parameters}
-        for name, tensor in seat.model.items():
+        aggregate |= {name: self.sides.parameters[name].data for name in seat.tied}
+        for name, tensor in {**seat.model, **seat.tied}.items():
             self.sides.set(name, tensor)
-        self.sides.place(set(seat.cut.client) - set(seat.cut.both))
+        self.sides.place(seat.cut.away)
         self.optimizer.state = seat.state  # type: ignore[assignment]
         try:
             yield
         finally:
             self.sides.collect()
+            seat.tied = {}
             seat.model = {n: self.sides.buffers.get(n, t) for n, t in seat.model.items()}
             seat.state, self.optimizer.state = self.optimizer.state, mine  # type: ignore[assignment]
             for name, tensor in aggregate.items():
@@ -242,8 +299,10 @@ class Server:
                 left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
                 time.sleep(max(0.0, left))
             state = [after[0]] if random else []
-            service.sent = time.monotonic()
-            self._send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(seat)))
+            if seat.cut.tied:
+                self._answer = gradients, state  # until the gradients of tied weights are complete
+            else:
+                self._send_gradients(client, gradients, state)
 
         after: list[Tensor] = []
 
@@ -260,6 +319,41 @@ class Server:
         after.append(torch.get_rng_state())
         if random:
             torch.set_rng_state(own_generator)
+
+    def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
+        self.seats[client].services[-1].sent = time.monotonic()
+        self._send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+
+    def before_backward(self, client: int) -> None:
+        """Gives the module the gradients that this client has accumulated so far."""
+        gradients = self.seats[client].gradients
+        for name, parameter in self.sides.parameters.items():
+            parameter.grad = gradients.get(name)
+
+    def after_backward(self, client: int) -> None:
+        """Sends what had to wait for the end of the backward pass: the gradients of tied weights."""
+        if self._answer is None:
+            return
+        gradients, state = self._answer
+        self._answer = None
+        for name in self.seats[client].cut.tied:
+            parameter = self.sides.parameters[name]
+            gradients.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.grad = None
+        self._send_gradients(client, gradients, state)
+
+    def keep_gradients(self, client: int) -> None:
+        """Puts the module's gradients aside for this client: more are to come, or its norm."""
+        parameters = self.sides.parameters.items()
+        self.seats[client].gradients = {name: p.grad for name, p in parameters if p.grad is not None}
+        for _, parameter in parameters:
+            parameter.grad = None
+
+    def drop_gradients(self, client: int) -> None:
+        """Forgets this client's gradients: its step is done."""
+        self.seats[client].gradients = {}
+        for parameter in self.sides.parameters.values():
+            parameter.grad = None
 
     def acknowledge(self, client: int) -> None:
         """Lets a client that ran the whole step itself go on, where it waits for the next hyper-parameters."""
@@ -295,6 +389,7 @@ class Server:
 
     def aggregate(self) -> None:
         """Ends a round: waits for the clients' sides, and lets the module hold the weighted mean of whole models."""
+        self._settle()
         self.uploads = self._letters(Kind.UPLOAD)
         self._take_mean(self.uploads)
         if self.optimizer_state == "average":
@@ -310,15 +405,27 @@ class Server:
         mean = self._mean_of_states(letters)
         self.optimizer.state = defaultdict(dict, {self.sides.parameters[name]: own for name, own in mean.items()})
 
+    def _settle(self) -> None:
+        """Takes the steps that wait for a client's norm."""
+        for client, seat in enumerate(self.seats):
+            if seat.owes_step:
+                self._finish(self.inbox.next(Kind.NORM, link=client))
+
     def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
-        for client in range(len(self.seats)):
+        self._settle()
+        for client in self._active():
             self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state}))
         return self._letters(Kind.SNAPSHOT)
 
+    def _active(self) -> list[int]:
+        return [client for client, seat in enumerate(self.seats) if seat.active]
+
     def _letters(self, kind: Kind) -> list[Letter]:
-        for client in range(len(self.seats)):
-            self._take_handover(client)  # of those that have no local step in this round, or none yet
-        letters = [self.inbox.next(kind) for _ in self.seats]
+        """One letter of that kind from every client that takes part, in the order of their numbers."""
+        active = self._active()
+        for client in active:
+            self._take_handover(client)  # of those that have no local step yet
+        letters = [self.inbox.next(kind) for _ in active]
         return sorted(letters, key=lambda letter: letter.link)
 
     def _take_mean(self, letters: Sequence[Letter]) -> None:
@@ -327,7 +434,8 @@ class Server:
             return
         models = [
             {**seat.model, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}  # more may follow them
-            for seat, letter in zip(self.seats, letters, strict=True)
+            for letter in letters
+            for seat in (self.seats[letter.link],)
         ]
         with torch.no_grad():
             for name in self.sides.names:
@@ -335,8 +443,8 @@ class Server:
 
     def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
         whole: list[states.State] = []
-        for seat, letter in zip(self.seats, letters, strict=True):
-            about = letter.frame.about
+        for letter in letters:
+            seat, about = self.seats[letter.link], letter.frame.about
             tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
             own = states.read(seat.state, self.sides.parameters, self.sides.parameters)
             whole.append({**own, **states.unpack(about["state"], tensors)})

@@ -43,6 +43,8 @@ class Kind(IntEnum):
     GOODBYE = 8
     HELLO = 9
     HANDOVER = 10
+    NORM = 11
+    CLIP = 12
 
 
 @dataclass

@@ -33,6 +33,13 @@ class Corrections:
         ones = (1.0,) * clients
         return cls(ones, ones, ones, ones, threshold)
 
+    def of(self, clients: Sequence[int]) -> Corrections:
+        """The factors of these clients alone."""
+        compute, uplink, downlink, server = (
+            tuple(getattr(self, group)[client] for client in clients) for group in GROUPS
+        )
+        return Corrections(compute, uplink, downlink, server, self.threshold)
+
     def update(
         self,
         predicted: Sequence[dict[str, float]],

@@ -35,6 +35,7 @@ class CutProfile:
         client_forward_seconds: Seconds per sample on this machine with one thread; None: not timed.
         client_backward_seconds: Seconds per sample on this machine with one thread; None: not timed.
         server_seconds: Seconds per sample, forward and backward, on this machine; None: not timed.
+        tied_bytes: Bytes per local step and direction of tied weights and of their gradients.
     """
 
     client_forward: float
@@ -51,6 +52,7 @@ class CutProfile:
     client_forward_seconds: float | None = None
     client_backward_seconds: float | None = None
     server_seconds: float | None = None
+    tied_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Border:
             comes back.
         also: Where else a tensor is returned before the cut (in-place and identity modules): number of the call, of the
             leaf, and of the tensor in `tensors`.
-        reads: Whether functions before the cut need data (``.item()``), so that the server has to be told their results.
+        reads: Whether functions before the cut need data (``.item()``), so that the server is told their results.
         structures: How the output of each call is built; known where the cut was proven.
     """
 
@@ -84,6 +86,8 @@ class Cut:
         border: Where the step changes sides; None behind the last layer.
         client: Names of the parameters and buffers on the client's side; all others are on the server's.
         both: Names of buffers and frozen parameters that both sides read and none writes.
+        tied: Names of trained parameters that both sides use: they are the client's; the server gets their values with
+            the smashed data, and adds its gradient to the client's.
         private: Numbers of the batch leaves that never leave the client.
         sent: Numbers of the batch leaves that go to the server (labels).
         random: Whether the server's side draws random numbers, so that the generator's state travels.
@@ -96,11 +100,17 @@ class Cut:
     border: Border | None = None
     client: tuple[str, ...] = ()
     both: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
     private: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
     random: bool = False
     error: float = 0.0
     profile: CutProfile | None = field(default=None, repr=False)
+
+    @property
+    def away(self) -> set[str]:
+        """Names of the parameters and buffers that the server has no data of."""
+        return set(self.client) - set(self.both) - set(self.tied)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -219,9 +229,10 @@ class _Judge:
         self.recorder, self.call, self.end, self._private = recorder, call, call.end, private
         self.path = path_to(recorder.calls, call)
         self._weights = recorder.parameters | recorder.buffers
-        self._both = self._on_both_sides(changed)
-        self._fixed = {id(self._weights[name]) for name in self._both}
-        self._moving = {id(v) for name, v in self._weights.items() if name not in self._both}
+        self._both, self._tied = self._on_both_sides(changed)
+        shared = {*self._both, *self._tied}
+        self._fixed = {id(self._weights[name]) for name in shared}
+        self._moving = {id(v) for name, v in self._weights.items() if name not in shared}
         self._made: dict[int, list[tuple[int, int, Tensor]]] = {}  # what the calls of the path returned
         for number, before in enumerate(self.path):
             for leaf, output in enumerate(leaves_of(before.output)):
@@ -249,7 +260,12 @@ class _Judge:
         places = sorted((self._made[i] for i in self._crossing), key=lambda entries: entries[-1][:2])
         crossing = [entries[-1] for entries in places]
         consumed = frozenset().union(*(value.leaves for value in self._crossing.values()))
-        before = [name for name, v in self._weights.items() if v.first_use <= self.end]
+        inside = tuple(f"{call.name}." for call in self.path)  # of what the sample did not use, where it would be
+        before = [
+            name
+            for name, v in self._weights.items()
+            if v.first_use <= self.end or (not v.uses and name.startswith(inside))
+        ]
         border = Border(
             path=tuple(call.name for call in self.path),
             tensors=tuple((call, leaf, self._wanted(tensor)) for call, leaf, tensor in crossing),
@@ -263,6 +279,7 @@ class _Judge:
             border=border,
             client=tuple(before),
             both=self._both,
+            tied=self._tied,
             private=tuple(sorted(consumed - sent)),
             sent=tuple(sorted(sent)),
             random=any(time > self.end for time in self.recorder.random),
@@ -271,17 +288,16 @@ class _Judge:
         position = flops[self.end] / max(1, flops[-1])
         return Candidate(cut, position, sum(tensor.nbytes for _, _, tensor in crossing))
 
-    def _on_both_sides(self, changed: set[str]) -> tuple[str, ...]:
-        both = []
+    def _on_both_sides(self, changed: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        both: list[str] = []
+        tied: list[str] = []
         for name, value in self._weights.items():
             if not value.first_use <= self.end < value.last_use:
                 continue
-            trained = name in self.recorder.parameters and self.recorder.trainable[name]
-            if trained or name in changed:
-                kind = "trained parameter" if trained else "buffer that the step changes"
-                raise Refused(f"{name} is a {kind} used on both sides of it (tied weights)")
-            both.append(name)
-        return tuple(sorted(both))
+            if name in changed:
+                raise Refused(f"{name} is a buffer that the step changes, used on both sides of it")
+            (tied if self.recorder.trainable.get(name, False) else both).append(name)
+        return tuple(sorted(both)), tuple(sorted(tied))
 
     @staticmethod
     def _wanted(tensor: Tensor) -> bool:

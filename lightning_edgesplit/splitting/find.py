@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ def find_cuts(
     samples: int = 2,
     only: Callable[[str], bool] | None = None,
     private: Sequence[str] | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Cuts:
     """Finds where a LightningModule can be cut, and proves each cut before it offers it.
 
@@ -42,6 +44,7 @@ def find_cuts(
         only: Limits the proof to modules for whose name it returns True.
         private: Names of the batch leaves that must not leave the client (``"image"``, ``"0"``, ``"inputs.pixels"``),
             while all others may; None: the raw inputs stay, and what is no tensor.
+        context: Opened around every forward pass (mixed precision).
 
     Returns:
         The cuts, shallow to deep, ending with `END`; `Cuts.refused` says why other modules are none.
@@ -53,7 +56,7 @@ def find_cuts(
     """
     numbers = None if private is None else numbers_of(private, flatten(batch)[1])
     with generators_kept():
-        probe = _probe(module, batch, optimizer, samples, numbers)
+        probe = _probe(module, batch, optimizer, samples, numbers, context)
         recorder, changed = probe.record()
         cuts: list[Cut] = []
         refused: dict[str, str] = {}
@@ -83,15 +86,20 @@ def find_cuts(
 
 
 def _probe(
-    module: nn.Module, batch: Any, optimizer: Optimizer | None, samples: int, private: frozenset[int] | None
+    module: nn.Module,
+    batch: Any,
+    optimizer: Optimizer | None,
+    samples: int,
+    private: frozenset[int] | None,
+    context: Callable[[], AbstractContextManager[Any]],
 ) -> Probe:
     """A probe on the first samples; on the whole batch where the step cannot do with a part of it (graphs, lengths)."""
     if samples < batch_size(batch):
         try:
-            return Probe(module, first_samples(batch, samples), optimizer, private)
+            return Probe(module, first_samples(batch, samples), optimizer, private, context)
         except Exception:  # noqa: S110, RUF100  # the whole batch says whether the step itself is at fault
             pass
-    return Probe(module, batch, optimizer, private)
+    return Probe(module, batch, optimizer, private, context)
 
 
 def _chosen(found: Sequence[Candidate], only: Callable[[str], bool] | None) -> list[Candidate]:

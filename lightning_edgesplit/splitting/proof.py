@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -91,14 +91,21 @@ class Probe:
 
     Args:
         module: The LightningModule.
+        context: Opened around every forward pass.
         batch: What its step is run on.
         optimizer: Its optimizer, if its state is to be counted.
         private: Numbers of the batch leaves that must not leave the client; None: what is no tensor, and as found.
     """
 
     def __init__(
-        self, module: nn.Module, batch: Any, optimizer: Optimizer | None, private: frozenset[int] | None = None
+        self,
+        module: nn.Module,
+        batch: Any,
+        optimizer: Optimizer | None,
+        private: frozenset[int] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        self._context = context
         self.module, self.optimizer = copy_of(module, optimizer)
         self.module.train(module.training)
         self.sides = Sides(self.module)
@@ -121,7 +128,8 @@ class Probe:
         self.state_bytes = self._optimizer_bytes()
 
     def _step(self, batch: Any) -> Any:
-        return self.module.training_step(*step_arguments(self.module, batch, 0))  # type: ignore[operator]
+        with self._context():
+            return self.module.training_step(*step_arguments(self.module, batch, 0))  # type: ignore[operator]
 
     @contextmanager
     def _fresh(self) -> Iterator[None]:
@@ -159,7 +167,7 @@ class Probe:
         with self._fresh():
             recorded, _ = copy_of(self.module)
             recorder = Recorder(recorded, self.leaves)
-            with recorder:
+            with self._context(), recorder:
                 recorded.training_step(*step_arguments(recorded, self.batch, 0))  # type: ignore[operator]
         if other_generators != (random.getstate(), str(np.random.get_state())):
             raise ValueError(
@@ -176,7 +184,7 @@ class Probe:
         """
         assert cut.border is not None
         sides = self.sides
-        with self._fresh(), _Watch() as client_forward, _saved_bytes(sides) as saved:
+        with self._fresh(), self._context(), _Watch() as client_forward, _saved_bytes(sides) as saved:
             part = run_client_side(self.module, cut.border, self.batch, 0)
         generator = torch.get_rng_state()
         cut = replace(
@@ -187,7 +195,7 @@ class Probe:
         assert cut.border is not None
 
         # what a server has: shells instead of the client's weights and of the leaves that are not sent
-        sides.place(set(cut.client) - set(cut.both))
+        sides.place(cut.away)
         batch = self.structure.build(server_leaves(self.leaves, self.structure.paths(), cut.sent))
         torch.manual_seed(0)  # if the server's side draws, only the client's generator state gives the right numbers
         received: list[list[Tensor]] = []
@@ -213,7 +221,7 @@ class Probe:
         with _Watch() as client_backward:
             part.backward(cut.border, received[0])
         error = self._difference(loss, sides.names)
-        if not error <= TOLERANCE:
+        if not error <= max(TOLERANCE, 4 * torch.finfo(loss.dtype).eps, 4 * self._coarsest(part.tensors)):
             raise ImpossibleCutError(f"split and uncut step differ by {error:.1e} of the largest gradient")
         return replace(
             cut,
@@ -226,6 +234,11 @@ class Probe:
                 saved=saved[0],
             ),
         )
+
+    @staticmethod
+    def _coarsest(tensors: Sequence[Tensor]) -> float:
+        """The rounding of the coarsest type that crosses (bfloat16 under mixed precision)."""
+        return max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point())
 
     @contextmanager
     def _fresh_server(self, cut: Cut) -> Iterator[None]:
@@ -263,6 +276,7 @@ class Probe:
             smashed_bytes=(smashed + sent) / self.size,
             gradient_bytes=gradient / self.size,
             generator_bytes=self._generator.nbytes if cut.random else 0,
+            tied_bytes=sum(self.sides.real(name).nbytes for name in cut.tied),
             weight_bytes=sum(x.nbytes for x in client),
             parameter_bytes=sum(x.nbytes for x in trained),
             optimizer_bytes=in_optimizer,

@@ -175,9 +175,9 @@ class Recorder(TorchFunctionMode):
         if inside.draws:
             self.random.append(self.time)
         if any(id(v) in self._weights for v in known):
-            for value, tensor in zip(known, read, strict=True):
-                if not value.trained and (tensor.is_floating_point() or name in _LOOK_UP):
-                    for leaf in value.leaves:
+            for own, tensor in zip(known, read, strict=True):
+                if not own.trained and (tensor.is_floating_point() or name in _LOOK_UP):
+                    for leaf in own.leaves:
                         self.inputs.setdefault(leaf, self.time)
         for tensor in [*made, args[0]] if name == "__setitem__" else made:
             value = self.values.get(id(tensor))

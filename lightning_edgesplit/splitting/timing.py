@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,13 @@ from lightning_edgesplit.splitting.tree import tensors_of
 
 
 def time_cuts(
-    module: nn.Module, batch: Any, cuts: Cuts, optimizer: Optimizer, server_threads: int = 1, repeats: int = 3
+    module: nn.Module,
+    batch: Any,
+    cuts: Cuts,
+    optimizer: Optimizer,
+    server_threads: int = 1,
+    repeats: int = 3,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Cuts:
     """Fills in the seconds of every `CutProfile`.
 
@@ -35,6 +41,7 @@ def time_cuts(
         optimizer: Its optimizer; copied, not changed.
         server_threads: Threads that the server's part runs with.
         repeats: Timed steps per thread count.
+        context: Opened around every forward pass (mixed precision).
 
     Returns:
         The same cuts with ``client_forward_seconds``, ``client_backward_seconds`` and ``server_seconds``.
@@ -48,7 +55,7 @@ def time_cuts(
         with generators_kept():
             for count in dict.fromkeys((1, server_threads)):
                 torch.set_num_threads(count)
-                runs = [_timed_step(probe, batch, cuts, copied) for _ in range(repeats + 1)][1:]
+                runs = [_timed_step(probe, batch, cuts, copied, context) for _ in range(repeats + 1)][1:]
                 fastest[count] = {
                     cut.name: (
                         min(run[cut.name][0] for run in runs),
@@ -76,7 +83,11 @@ def time_cuts(
 
 
 def _timed_step(
-    probe: nn.Module, batch: Any, cuts: Cuts, optimizer: Optimizer
+    probe: nn.Module,
+    batch: Any,
+    cuts: Cuts,
+    optimizer: Optimizer,
+    context: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, tuple[float, float, float]]:
     """One uncut step: seconds of client forward, client backward with optimizer step, and server, by cut."""
     forward_at: dict[str, float] = {}
@@ -84,7 +95,8 @@ def _timed_step(
     optimizer.zero_grad()
     begin = time.perf_counter()
     with _noting(probe, cuts, forward_at, backward_at):
-        loss = loss_of(probe.training_step(*step_arguments(probe, batch, 0)))  # type: ignore[operator]
+        with context():
+            loss = loss_of(probe.training_step(*step_arguments(probe, batch, 0)))  # type: ignore[operator]
         turn = time.perf_counter()
         loss.backward()  # type: ignore[no-untyped-call]
     end = time.perf_counter()
