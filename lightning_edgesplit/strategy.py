@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -159,6 +160,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             return
         options.check_trainer(trainer, self)
         module = trainer.lightning_module
+        self._limit: Any = trainer.limit_train_batches
         self._source, self._threads = trainer.fit_loop._data_source, torch.get_num_threads()
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         loaders = ClientLoaders(self._source.dataloader, self.partition, len(self.profiles), seed)
@@ -182,7 +184,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._planner = self._make_planner(self.cuts, batch_size(batch), in_order)
         self._plan_round([self.round_steps or 1] * len(names))  # what cannot be planned is refused before any process
         module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
+        self.precision_plugin.__dict__["convert_input"] = self._convert_input
         self._server = self._start(loaders, batch, seed, in_order)
+        trainer.limit_train_batches = 1.0  # it holds for what the clients send already
         self._batches = self._limited([greeting["batches"] for greeting in self._server.greetings])
         for greeting, batches in zip(self._server.greetings, self._batches, strict=True):
             greeting["batches"] = batches
@@ -297,7 +301,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _limited(self, batches: Sequence[int | None]) -> list[int]:
         """Batches of every client in an epoch, under the Trainer's `limit_train_batches`; dealt out in turn."""
-        limit: Any = self.lightning_module.trainer.limit_train_batches  # type: ignore[union-attr]
+        limit = self._limit
         if None in batches and not (isinstance(limit, int) and limit > 0):
             raise ValueError(
                 "a client's training loader has no length: say with the Trainer's limit_train_batches=… how many"
@@ -374,9 +378,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _prepare(self, batch: Any) -> Any:
         """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
         assert self.lightning_module is not None
-        batch = self.precision_plugin.convert_input(batch)
+        batch = type(self.precision_plugin).convert_input(self.precision_plugin, batch)
         batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return super().batch_to_device(batch, dataloader_idx=0)
+
+    def _convert_input(self, batch: Any) -> Any:
+        return (
+            batch
+            if self._is_arrival(batch)
+            else type(self.precision_plugin).convert_input(self.precision_plugin, batch)
+        )
 
     def _before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self._is_arrival(batch):
@@ -433,7 +444,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         with server.installed(client):
             output = closure()
             if frame.about["steps"] and not later:
-                super().optimizer_step(optimizer, lambda: output, model, **kwargs)
+                nothing = all(p.grad is None for p in server.sides.parameters.values())  # torch clips no empty list
+                with self._clipping_by(lambda limit: None) if nothing else nullcontext():
+                    super().optimizer_step(optimizer, lambda: output, model, **kwargs)
                 server.drop_gradients(client)
             else:
                 server.keep_gradients(client)
@@ -447,8 +460,20 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _take_step(self) -> None:
         """A step of the optimizer that had to wait; as the Trainer would take it."""
-        optimizer: Any = self._lightning_optimizers[0]
-        super().optimizer_step(optimizer, lambda: None, self.lightning_module)
+        assert self._server is not None
+        optimizer = _plain(self.optimizers[0])
+        with self._clipping_by(self._server.clip_by_norm):
+            super().optimizer_step(optimizer, lambda: None, self.lightning_module)
+
+    @contextmanager
+    def _clipping_by(self, clip: Callable[[float], None]) -> Iterator[None]:
+        """While this is open, `clip` does what the Trainer's clipping would do."""
+        own = self.precision_plugin.__dict__
+        own["clip_gradients"] = lambda optimizer, clip_val=0.0, gradient_clip_algorithm=None: clip(float(clip_val))
+        try:
+            yield
+        finally:
+            del own["clip_gradients"]
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
@@ -465,7 +490,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     @property
     @override
     def handles_gradient_accumulation(self) -> bool:
-        return True  # each client counts its own batches
+        """Each client counts its own batches; but the epoch's last arrival ends a step in the Trainer's count too."""
+        trainer = None if self.lightning_module is None else self.lightning_module._trainer
+        return trainer is None or not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
     def _end_round(self) -> None:
         """Aggregates, reports, and learns for the next plan."""
@@ -545,9 +572,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._abandoned.join(timeout=5)
         if self.lightning_module is not None:
             self.lightning_module.__dict__.pop("on_before_batch_transfer", None)
+            self.precision_plugin.__dict__.pop("convert_input", None)
             if self._source is not None:
                 unwatch(self.lightning_module.trainer)
                 self.lightning_module.trainer.fit_loop._data_source = self._source
+                self.lightning_module.trainer.limit_train_batches = self._limit
         torch.set_num_threads(self._threads)
         self._server = self._abandoned = self._processes = self._now = self._source = None
         super().teardown()

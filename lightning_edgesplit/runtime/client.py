@@ -65,6 +65,7 @@ class Client:
         self._samples = 0
         self._logged: list[list[Any]] = []
         self._outputs: list[list[Any]] = []
+        self._buffers_before: dict[str, Tensor] = {}
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
@@ -134,7 +135,8 @@ class Client:
         return self.cut.client if self.cut is not None else ()
 
     def _weights(self) -> list[Tensor]:
-        return [self.sides.real(name).detach() for name in self._own]
+        """This side's parameters and buffers after the last whole step; of a step under way nothing is seen."""
+        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in self._own]
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
@@ -198,9 +200,11 @@ class Client:
             "logged": self._logged,
             "steps": (index + 1) % accumulate == 0 or index + 1 == about_round["batches"],
         }
+        self._buffers_before = {n: self.sides.buffers[n].clone() for n in self._own if n in self.sides.buffers}
         run = self._whole_step if self.cut.name == END else self._split_step
         times = run(begin, batch, about, about_round)
         self.sides.collect()
+        self._buffers_before = {}
         self._samples += about["samples"]
         return [begin, *times]
 
