@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -136,8 +137,15 @@ class ForkLauncher:
             context.Process(target=self._child, args=(main, k), name=f"client {k}") for k in range(clients)
         ]
         atexit.register(self.kill)
-        for process in self._processes:
-            process.start()
+        # Garbage of a former run must not be collected in a child: the destructor of a gloo group waits there for
+        # threads that a fork does not take along.
+        gc.collect()
+        gc.freeze()
+        try:
+            for process in self._processes:
+                process.start()
+        finally:
+            gc.unfreeze()
 
     @staticmethod
     def _child(main: Callable[[int], None], client: int) -> None:

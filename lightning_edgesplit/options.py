@@ -146,10 +146,6 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
             "leave it at 0",
         ),
-        "ckpt_path": (
-            trainer.ckpt_path is not None,
-            "load the weights with load_from_checkpoint: resuming with the clients' state is not supported yet",
-        ),
     }
     for option, (cannot, way_out) in refused.items():
         if cannot:

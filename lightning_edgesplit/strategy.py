@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -43,7 +43,7 @@ from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.runtime.wire import Frame
-from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling import Corrections, Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import batch_size
@@ -131,6 +131,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._source: Any = None
+        self._after_round = _Round([], 0, [])
+        self._left: tuple[int, int, list[int]] | None = None
+        self._saved: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._resuming = False
+        self._first_round = 0
         self._batches: list[int] = []  # of every client, in one pass over its data
         self._threads = self._beside_clients = torch.get_num_threads()
         if self._role.client is not None:
@@ -193,8 +199,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         if not any(self._batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
-        self.rounds = []
-        self._plan_round(next(self._rounds(trainer.current_epoch)))
+        self.rounds, self._first_round, self._left = [], 0, None
+        self._plan_round(next(self._rounds(trainer.current_epoch)).steps)
         self._announce()
 
     def _paced(self) -> bool:
@@ -318,15 +324,17 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                     taken[client] += 1
         return taken
 
-    def _rounds(self, epoch: int) -> Iterator[list[int]]:
-        """Local steps of every client in every round of an epoch; 0 for those that are not sampled."""
+    def _rounds(self, epoch: int) -> Iterator[_Round]:
+        """The rounds of an epoch."""
         left, number = list(self._batches), 0
+        if self._left is not None and self._left[0] == epoch:  # an epoch that was under way when it was saved
+            _, number, left = self._left
         while any(left):
             steps = [min(n, self.round_steps or n) for n in left]
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
             sampled = self._sampled([k for k, n in enumerate(steps) if n], epoch, number)
-            yield [n if k in sampled else 0 for k, n in enumerate(steps)]
             number += 1
+            yield _Round([n if k in sampled else 0 for k, n in enumerate(steps)], number, left)
 
     def _sampled(self, clients: list[int], epoch: int, number: int) -> set[int]:
         """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
@@ -340,7 +348,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """Tells the Trainer how many arrivals the epoch has, where sampling makes that differ from epoch to epoch."""
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         if self.participation < 1:
-            batches = sum(map(sum, self._rounds(trainer.current_epoch)))
+            batches = sum(sum(round_.steps) for round_ in self._rounds(trainer.current_epoch))
             trainer.fit_loop.max_batches = batches
             if isinstance(trainer.val_check_interval, float):
                 trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
@@ -356,7 +364,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
         assert server is not None
         assert planner is not None
-        for steps in self._rounds(trainer.current_epoch):
+        self._go_on_from_checkpoint()
+        for round_ in self._rounds(trainer.current_epoch):
+            steps, self._after_round = round_.steps, round_
             self._plan_round(steps)
             assert self.plan is not None
             server.start_round(
@@ -509,7 +519,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self.plan,
             expected.ends,
             ended=time.monotonic(),
-            index=len(self.rounds),
+            index=self._first_round + len(self.rounds),
             epoch=trainer.current_epoch,
         )
         self.rounds.append(report)
@@ -521,6 +531,57 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             depths = {cut.name: depth for depth, cut in enumerate(self.cuts)}
             last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             log_round(trainer.loggers, report, trainer.global_step + 1, depths, figure=last)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A Lightning checkpoint, with what the clients need to go on under a key of its own."""
+        if "optimizer_states" in checkpoint:
+            state = self._saved if self._server is None else self._resume_state()
+            if state is not None:
+                checkpoint[self.strategy_name] = state
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def _resume_state(self) -> dict[str, Any]:
+        assert self._server is not None
+        assert self._planner is not None
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        number, left = self._after_round.number, self._after_round.left
+        if self._server.in_mid_round:
+            left = [n + seat.left for n, seat in zip(left, self._server.seats, strict=True)]
+        corrections = asdict(self._planner.corrections)
+        return {
+            "epoch": trainer.current_epoch, "round": number, "left": left, "clients": self._server.positions(),
+            "corrections": corrections, "rounds": self._first_round + len(self.rounds),
+        }  # fmt: skip
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
+        self._loaded = loaded.pop(self.strategy_name, None)
+        return loaded
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        super().load_optimizer_state_dict(checkpoint)
+        self._resuming = True
+
+    def _go_on_from_checkpoint(self) -> None:
+        """Before the first round: gives clients and planner what the checkpoint holds of them."""
+        if not self._resuming:
+            return
+        assert self._server is not None
+        assert self._planner is not None
+        self._resuming, saved, self._loaded = False, self._loaded, None
+        if saved is None or [client["name"] for client in saved["clients"]] != [p.name for p in self.profiles]:
+            self._server.restore(None, None)  # from a plain run, or one with other clients: all begin with the mean
+            return
+        self._planner.corrections = Corrections(**saved["corrections"])
+        self._first_round = saved["rounds"]
+        under_way = any(saved["left"]) and saved["epoch"] == self.lightning_module.trainer.current_epoch  # type: ignore[union-attr]
+        self._left = (saved["epoch"], saved["round"], saved["left"]) if under_way else None
+        self._server.restore(saved["clients"], saved["epoch"] if under_way else None)
 
     # ---- whole models ------------------------------------------------------------------------------------------------
 
@@ -554,6 +615,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._processes is not None
         self._aggregate_what_there_is()
         self._server.gather_optimizer_state()
+        self._saved = self._resume_state()  # for a checkpoint that is saved after `fit`
         self._server.stop()
         self._server = None
         self._processes.join(self.timeout)
@@ -582,6 +644,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         super().teardown()
 
 
+@dataclass(frozen=True)
+class _Round:
+    """Local steps of every client in a round, 0 for those that take no part; and how the epoch stands after it."""
+
+    steps: list[int]
+    number: int
+    left: list[int]
+
+
 class _Arrivals:
     """What the Trainer takes for its training DataLoader: one batch per arrival of smashed data."""
 
@@ -590,7 +661,7 @@ class _Arrivals:
 
     def __len__(self) -> int:
         epoch = self._strategy.lightning_module.trainer.current_epoch  # type: ignore[union-attr]
-        return sum(map(sum, self._strategy._rounds(epoch)))
+        return sum(sum(round_.steps) for round_ in self._strategy._rounds(epoch))
 
     def __iter__(self) -> Iterator[Any]:
         self._strategy._begin_epoch()

@@ -47,7 +47,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "mixnet_s": (32, {}),
     "convnextv2_atto": (32, {}),
     "inception_next_atto": (64, {}),
-    "convmixer_768_32": (32, {"patch_size": 4, "depth": 4}),
+    "convmixer_768_32": (32, {}),
     "vit_tiny_patch16_224": (32, {"img_size": 32, "depth": 4}),
     "deit_tiny_distilled_patch16_224": (32, {"img_size": 32, "depth": 4}),
     "beit_base_patch16_224": (32, {"img_size": 32, "depth": 3, "embed_dim": 96, "num_heads": 3}),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
-from lightning_edgesplit.runtime import states
+from lightning_edgesplit.runtime import generators, states
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.throttle import Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
@@ -62,7 +62,9 @@ class Client:
         self._inbox = Inbox([link], ["the server"])
         self._heartbeat, self._ended = heartbeat, threading.Event()
         self._batches: Iterator[tuple[int, Any]] = iter(())
-        self._samples = 0
+        self._taken = self._samples = 0
+        self._epoch_began: Tensor | None = None
+        self._loader_began: Tensor | None = None
         self._logged: list[list[Any]] = []
         self._outputs: list[list[Any]] = []
         self._buffers_before: dict[str, Tensor] = {}
@@ -115,7 +117,7 @@ class Client:
     def _await(self, kind: Kind) -> Letter:
         """The next order of that kind; answers requests for a snapshot meanwhile."""
         while True:
-            letter = self._inbox.next(kind, Kind.SNAPSHOT, Kind.STOP)
+            letter = self._inbox.next(kind, Kind.SNAPSHOT, Kind.RESTORE, Kind.STOP)
             if letter.frame.kind is kind:
                 return letter
             self._obey(letter)
@@ -123,12 +125,58 @@ class Client:
     def _obey(self, letter: Letter) -> None:
         if letter.frame.kind is Kind.STOP:
             raise _Stopped
+        if letter.frame.kind is Kind.RESTORE:
+            self._restore(letter.frame)
+            return
         about: dict[str, Any] = {"samples": self._samples}
         tensors = self._weights() if letter.frame.about["weights"] else []
         if letter.frame.about["state"]:
             about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += state
+        if letter.frame.about["position"]:
+            about["position"], position = self._position()
+            tensors += position
         self.link.send(Frame(Kind.SNAPSHOT, tensors, about))
+
+    def _position(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """Where this client is in its data and its random streams."""
+        numbers, tensors = generators.read()
+        began = [] if self._epoch_began is None else [self._epoch_began]
+        own = getattr(self.loader, "generator", None)
+        loader = [] if own is None else [own.get_state()]
+        loader_began = [] if own is None or self._loader_began is None else [self._loader_began]
+        about = {
+            "taken": self._taken, "random": numbers, "began": bool(began), "loader": bool(loader),
+            "loader_began": bool(loader_began),
+        }  # fmt: skip
+        return about, [*tensors, *began, *loader, *loader_began]
+
+    def _restore(self, order: Frame) -> None:
+        """Goes back to a position: the same order of the data, without what was taken, and the same streams."""
+        about, tensors = order.about, list(order.tensors)
+        numbers, rest = tensors[: generators.COUNT], iter(tensors[generators.COUNT :])
+        began = next(rest) if about["began"] else None
+        loader = next(rest) if about["loader"] else None
+        loader_began = next(rest) if about["loader_began"] else None
+        own = getattr(self.loader, "generator", None)
+        if about["taken"]:
+            if began is not None:
+                torch.set_rng_state(began)
+            if own is not None and loader_began is not None:
+                own.set_state(loader_began)
+            self._begin_epoch()
+            for _ in range(about["taken"]):
+                next(self._batches)
+            self._taken = about["taken"]
+        if own is not None and loader is not None:
+            own.set_state(loader)
+        generators.write(about["random"], numbers)
+
+    def _begin_epoch(self) -> None:
+        own = getattr(self.loader, "generator", None)
+        self._epoch_began = torch.get_rng_state()
+        self._loader_began = None if own is None else own.get_state()
+        self._batches, self._taken = iter(enumerate(self.loader)), 0
 
     @property
     def _own(self) -> tuple[str, ...]:
@@ -146,7 +194,7 @@ class Client:
         self.on_round(about["epoch"], about["global_step"])
         self._take_over(order.frame)
         if about["new_epoch"]:
-            self._batches = iter(enumerate(self.loader))
+            self._begin_epoch()
         self._samples = 0
         records = [self._step(about) for _ in range(about["steps"])]
         upload = time.monotonic()
@@ -188,6 +236,7 @@ class Client:
             self._obey(letter)
         begin = time.monotonic()
         index, batch = next(self._batches)
+        self._taken = index + 1
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
         if index % accumulate == 0:

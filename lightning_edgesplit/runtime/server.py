@@ -414,8 +414,54 @@ class Server:
     def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
         self._settle()
         for client in self._active():
-            self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state}))
+            self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state, "position": False}))
         return self._letters(Kind.SNAPSHOT)
+
+    def positions(self) -> list[dict[str, Any]]:
+        """What every client needs to go on later as if nothing had happened: optimizer state, data, random streams.
+
+        Exact between two rounds; in mid-round it is where the clients are.
+        """
+        self._settle()
+        order = {"weights": False, "state": True, "position": True}
+        for client in range(len(self.seats)):
+            self._take_handover(client)
+            self._send(client, Frame(Kind.SNAPSHOT, about=order))
+        letters = sorted((self.inbox.next(Kind.SNAPSHOT) for _ in self.seats), key=lambda letter: letter.link)
+        positions = []
+        for seat, letter in zip(self.seats, letters, strict=True):
+            about, rest = letter.frame.about, iter(letter.frame.tensors)
+            own = states.unpack(about["state"], rest)
+            behind = states.read(seat.state, self.sides.parameters, self.sides.parameters)
+            copied = {
+                name: {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
+                for name, entries in {**behind, **own}.items()
+            }
+            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
+        return positions
+
+    def restore(self, positions: Sequence[dict[str, Any]] | None, epoch: int | None) -> None:
+        """Goes on where `positions` were noted.
+
+        Args:
+            positions: What `positions` returned; None: every client takes the optimizer's state, with data from their
+                beginning.
+            epoch: The epoch that is under way; None: the next round begins one.
+        """
+        whole = states.read(self.optimizer.state, self.sides.parameters, self.sides.parameters)
+        if self.optimizer_state == "average":
+            self._mean_state = whole
+        for client, seat in enumerate(self.seats):
+            own = whole if positions is None else positions[client]["state"]
+            seat.state = defaultdict(dict)
+            for name, entries in own.items():
+                seat.state[self.sides.parameters[name]] = {
+                    key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()
+                }
+            if positions is not None:
+                seat.epoch = epoch
+                about = positions[client]["position"]
+                self._send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
 
     def _active(self) -> list[int]:
         return [client for client, seat in enumerate(self.seats) if seat.active]

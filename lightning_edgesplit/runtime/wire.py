@@ -45,6 +45,7 @@ class Kind(IntEnum):
     HANDOVER = 10
     NORM = 11
     CLIP = 12
+    RESTORE = 13
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""A run that goes on from a checkpoint ends with the very bits of the run that was never interrupted."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from small import WithAdamW, vectors
+from torch.utils.data import DataLoader
+
+from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit.scheduling import Fixed
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+]
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Moving:
+    """Cuts that depend on nothing but the number of clients' plans asked for since the checkpoint's round."""
+
+    name = "moving"
+
+    def __init__(self, at: int = 0) -> None:
+        self.at = at
+
+    def plan(self, costs, clients, server, corrections=None):
+        self.at += 1
+        names = [cut.name for cut in costs.cuts]
+        cuts = tuple(names[(self.at + k) % len(names)] for k in range(len(clients)))
+        return Fixed(cuts).plan(costs, clients, server, corrections)
+
+
+def loader(samples: int = 72) -> DataLoader:
+    torch.manual_seed(7)
+    return DataLoader(vectors(samples), batch_size=8, shuffle=True)
+
+
+def fit(epochs, tmp_path, ckpt_path=None, callbacks=(), **options):
+    torch.manual_seed(1)
+    module = WithAdamW()
+    strategy = EdgeSplitStrategy(clients=3, timeout=30, **options)
+    trainer = L.Trainer(
+        strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks),
+        default_root_dir=tmp_path, enable_checkpointing=bool(callbacks), **QUIET,
+    )  # fmt: skip
+    data = loader()
+    torch.manual_seed(9)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return module, trainer
+
+
+@pytest.mark.parametrize("rule", ["keep", "average", "reset"])
+@pytest.mark.parametrize("every", [3, 6, 9], ids=["first round", "mid-epoch", "end of the epoch"])
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, rule, every):
+    options = {"cuts": ["net.0", "net.2", "end"], "round_steps": 1, "optimizer_state": rule, "partition": "iid"}
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
+    whole, first = fit(3, tmp_path, callbacks=[keep], **options)
+    path = tmp_path / f"step={every * (12 // every)}.ckpt"
+    resumed, second = fit(3, tmp_path, ckpt_path=path, **options)
+    assert second.global_step == first.global_step == 27
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_cuts_may_move_over_the_checkpoint(tmp_path):
+    torch.manual_seed(1)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
+    whole, trainer = fit(4, tmp_path, callbacks=[keep], policy=Moving(), round_steps=2)
+    planned = trainer.strategy._policy.at
+    # two plans come before the first round, and every round asks for one
+    per_epoch = len(trainer.strategy.rounds) // 4
+    resumed, again = fit(4, tmp_path, ckpt_path=tmp_path / "epoch=1.ckpt", policy=Moving(2 * per_epoch), round_steps=2)
+    assert again.strategy._policy.at == planned
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_a_plain_checkpoint_is_continued_split_and_the_other_way_round(tmp_path):
+    ends = []
+    for first, second in (("auto", "split"), ("auto", "auto"), ("split", "auto")):
+        torch.manual_seed(1)
+        module, data = WithAdamW(), DataLoader(vectors(64), batch_size=16)
+        for epochs, kind, path in ((2, first, None), (4, second, tmp_path / "first.ckpt")):
+            strategy = "auto" if kind == "auto" else EdgeSplitStrategy(clients=1, cuts="net.2", timeout=30)
+            trainer = L.Trainer(strategy=strategy, max_epochs=epochs, enable_checkpointing=False, **QUIET)
+            torch.manual_seed(2)
+            trainer.fit(module, data, ckpt_path=path)
+            trainer.save_checkpoint(tmp_path / "first.ckpt")
+        ends.append(module.state_dict())
+    for end in (ends[0], ends[2]):
+        torch.testing.assert_close(end, ends[1], rtol=1e-5, atol=1e-6)
