@@ -115,6 +115,15 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
 """What the Trainer's `precision` may be."""
 
 
+CALLBACKS = {
+    "StochasticWeightAveraging": "it trains on after the clients have ended; use WeightAveraging",
+    "GradientAccumulationScheduler": "use the Trainer's accumulate_grad_batches, the same for the whole run",
+    "BatchSizeFinder": "tune with the plain Trainer, then train split",
+    "LearningRateFinder": "tune with the plain Trainer, then train split",
+}
+"""Callbacks that cannot be, and what to do instead."""
+
+
 def clipping(trainer: pl.Trainer) -> tuple[str, float] | None:
     """How gradients are clipped: ``("norm", limit)`` or ``("value", limit)``; None: not at all."""
     limit = trainer.gradient_clip_val
@@ -150,6 +159,16 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
+    for callback in trainer.callbacks:
+        for name, way_out in CALLBACKS.items():
+            if type(callback).__name__ == name:
+                raise ValueError(f"the callback {name} does not work with EdgeSplitStrategy: {way_out}.")
+    module = trainer.lightning_module
+    if getattr(module, "_compiler_ctx", None) or any(type(m).__name__ == "OptimizedModule" for m in module.modules()):
+        raise ValueError(
+            "a module under torch.compile cannot be cut, since its layers are not called one by one: hand the module"
+            " itself to `fit`."
+        )
     if is_overridden("configure_gradient_clipping", trainer.lightning_module, pl.LightningModule):
         raise ValueError(
             "configure_gradient_clipping of your module does not work with EdgeSplitStrategy, since no side has all"

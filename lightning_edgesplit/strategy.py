@@ -189,7 +189,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         in_order = self._paced() or torch.are_deterministic_algorithms_enabled()
         self._planner = self._make_planner(self.cuts, batch_size(batch), in_order)
         self._plan_round([self.round_steps or 1] * len(names))  # what cannot be planned is refused before any process
-        module.__dict__["on_before_batch_transfer"] = self._before_batch_transfer
+        module.__dict__["_on_before_batch_transfer"] = self._before_batch_transfer
         self.precision_plugin.__dict__["convert_input"] = self._convert_input
         self._server = self._start(loaders, batch, seed, in_order)
         trainer.limit_train_batches = 1.0  # it holds for what the clients send already
@@ -199,9 +199,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         if not any(self._batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
+        self._proven = self._trained()
         self.rounds, self._first_round, self._left = [], 0, None
         self._plan_round(next(self._rounds(trainer.current_epoch)).steps)
         self._announce()
+
+    def _trained(self) -> list[Any]:
+        """What is trained, and in which group of the optimizer."""
+        groups = [len(group["params"]) for group in _plain(self.optimizers[0]).param_groups]
+        return [p.requires_grad for p in self.lightning_module.parameters()] + groups  # type: ignore[union-attr]
 
     def _paced(self) -> bool:
         """Whether the optimizer's rates may move with every arrival, so that their order matters."""
@@ -366,6 +372,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert planner is not None
         self._go_on_from_checkpoint()
         for round_ in self._rounds(trainer.current_epoch):
+            if self._trained() != self._proven:
+                raise ValueError(
+                    "requires_grad, or the optimizer's groups, have changed between two rounds (BaseFinetuning?): cuts"
+                    " are proven for what is trained. End this `fit`, and call it again with the new setting."
+                )
             steps, self._after_round = round_.steps, round_
             self._plan_round(steps)
             assert self.plan is not None
@@ -389,7 +400,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
         assert self.lightning_module is not None
         batch = type(self.precision_plugin).convert_input(self.precision_plugin, batch)
-        batch = self.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = type(self.lightning_module)._on_before_batch_transfer(self.lightning_module, batch, dataloader_idx=0)
         return super().batch_to_device(batch, dataloader_idx=0)
 
     def _convert_input(self, batch: Any) -> Any:
@@ -399,12 +410,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             else type(self.precision_plugin).convert_input(self.precision_plugin, batch)
         )
 
-    def _before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def _before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         if self._is_arrival(batch):
             return batch
         module = self.lightning_module
         assert module is not None
-        return type(module).on_before_batch_transfer(module, batch, dataloader_idx)
+        return type(module)._on_before_batch_transfer(module, batch, dataloader_idx)
 
     def _is_arrival(self, batch: Any) -> bool:
         return self._now is not None and batch is self._now[2]
@@ -633,7 +644,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         if self._abandoned is not None:
             self._abandoned.join(timeout=5)
         if self.lightning_module is not None:
-            self.lightning_module.__dict__.pop("on_before_batch_transfer", None)
+            self.lightning_module.__dict__.pop("_on_before_batch_transfer", None)
             self.precision_plugin.__dict__.pop("convert_input", None)
             if self._source is not None:
                 unwatch(self.lightning_module.trainer)

@@ -193,6 +193,8 @@ class Client:
         downloaded = time.monotonic()
         self.on_round(about["epoch"], about["global_step"])
         self._take_over(order.frame)
+        if about["stream"]:
+            torch.set_rng_state(order.frame.tensors[-1])
         if about["new_epoch"]:
             self._begin_epoch()
         self._samples = 0
@@ -203,6 +205,8 @@ class Client:
         if about["upload_state"]:
             state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += more
+        if about["stream"]:
+            tensors.append(torch.get_rng_state())
         tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, 5))
         times = {"received": order.arrived, "downloaded": downloaded, "upload": upload}
         done = {"samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state}

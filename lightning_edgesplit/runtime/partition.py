@@ -25,10 +25,10 @@ def check(partition: Partition, clients: int) -> None:
     if partition is None or callable(partition):
         return
     if not isinstance(partition, str):
-        if len(partition) != clients or not all(len(part) for part in partition):
+        if len(partition) != clients or not any(len(part) for part in partition):
             raise ValueError(
-                f"partition={_short(partition)} must hold one non-empty list of sample numbers for each of the"
-                f" {clients} clients; or use {allowed}."
+                f"partition={_short(partition)} must hold one list of sample numbers for each of the {clients} clients,"
+                f" not all empty; or use {allowed}."
             )
         return
     name, _, value = partition.partition(":")
@@ -72,11 +72,13 @@ def divide(partition: Partition, dataset: Any, clients: int, seed: int) -> list[
     parts = partition(dataset, clients, seed) if callable(partition) else partition
     assert parts is not None
     lists = [[int(index) for index in part] for part in parts]
-    if len(lists) != clients or not all(lists):
+    if len(lists) != clients or not any(lists):
         sizes = [len(part) for part in lists]
-        raise ValueError(f"partition gave parts of {sizes} samples for {clients} clients: one non-empty part each.")
-    worst = max(max(part) for part in lists)
-    if worst >= samples or min(min(part) for part in lists) < 0:
+        raise ValueError(
+            f"partition gave parts of {sizes} samples for {clients} clients: one part each, not all empty."
+        )
+    worst = max(max(part) for part in lists if part)
+    if worst >= samples or min(min(part) for part in lists if part) < 0:
         raise ValueError(f"partition names sample {worst}, the training set has {samples}: number them from 0.")
     return lists
 
@@ -185,7 +187,7 @@ def rebuild(loader: Any, part: Sequence[int], generator: torch.Generator | None)
     return DataLoader(
         Subset(loader.dataset, list(part)),
         batch_size=loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        shuffle=bool(part) and isinstance(loader.sampler, RandomSampler),  # torch shuffles no empty set
         collate_fn=loader.collate_fn,
         drop_last=loader.drop_last,
         num_workers=workers,
@@ -245,16 +247,22 @@ class ClientLoaders:
             ValueError: If there is none.
         """
         state = torch.get_rng_state()
-        own = getattr(self._loader, "generator", None)
-        own_state = None if own is None else own.get_state()
+        loaders = list(self._loader.values()) if isinstance(self._loader, dict) else self._loader
+        drawn_from = [
+            generator
+            for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])
+            for part in (loader, getattr(loader, "sampler", None))
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator)
+        ]
+        states = [generator.get_state() for generator in drawn_from]
         try:
             for client in range(self._clients):
                 for batch in self.of(client):
                     return batch
         finally:
             torch.set_rng_state(state)
-            if own is not None:
-                own.set_state(own_state)
+            for generator, own in zip(drawn_from, states, strict=True):
+                generator.set_state(own)
         raise ValueError(
             "no client has a batch to train on: give more samples, a smaller batch_size or drop_last=False."
         )

@@ -139,13 +139,15 @@ class Server:
             emulation = order.emulation.to_json() if order.emulation is not None else None
             new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
             more = {
-                "new_epoch": new_epoch,
+                "new_epoch": new_epoch, "stream": len(self.seats) == 1,
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
                 "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
                 "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
-            self._send(client, Frame(Kind.ROUND, [*weights, *tensors], {**about, **more}))
+            # one client and the server share one random stream, as everything does in a plain run
+            stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
+            self._send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
         steps = max(order.steps for order in orders)
         self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
 
@@ -391,6 +393,8 @@ class Server:
         """Ends a round: waits for the clients' sides, and lets the module hold the weighted mean of whole models."""
         self._settle()
         self.uploads = self._letters(Kind.UPLOAD)
+        if len(self.seats) == 1:
+            torch.set_rng_state(self.uploads[0].frame.tensors[-2])
         self._take_mean(self.uploads)
         if self.optimizer_state == "average":
             self._mean_state = self._mean_of_states(self.uploads)
@@ -438,6 +442,8 @@ class Server:
                 for name, entries in {**behind, **own}.items()
             }
             positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
+        if len(positions) == 1 and not self.in_mid_round:
+            positions[0]["tensors"][0] = torch.get_rng_state()
         return positions
 
     def restore(self, positions: Sequence[dict[str, Any]] | None, epoch: int | None) -> None:
@@ -460,6 +466,8 @@ class Server:
                 }
             if positions is not None:
                 seat.epoch = epoch
+                if len(self.seats) == 1:
+                    torch.set_rng_state(positions[0]["tensors"][0])
                 about = positions[client]["position"]
                 self._send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
 

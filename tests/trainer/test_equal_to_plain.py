@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from rows import feature
 from small import Classifier, WithAdamW, vectors
 from torch import nn
 from torch.utils.data import DataLoader
@@ -105,18 +106,26 @@ class WarmUpByHand(Classifier):
         optimizer.step(closure=optimizer_closure)
 
 
+@feature("Adam, AdamW, SGD, RMSprop, optimizers of your own", how="state: tensors and numbers")
+@feature("parameter groups", how="rates and the like of every group reach both sides")
+@feature(
+    "schedules per epoch, per step, ReduceLROnPlateau, warm-up", how="per step: clients are served in a fixed order"
+)
+@feature("`optimizer_step` of your own (warm-up by hand)", how="runs on the server")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("kind", [WithRMSprop, WithLion, Grouped, Plateau, WarmUp, WarmUpByHand])
 def test_optimizers_groups_and_schedules(kind, cut):
     both(kind(), cut, max_epochs=3)
 
 
+@feature("`accumulate_grad_batches`", how="each client counts its own batches; `round_steps` is a multiple of it")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("steps", [2, 4])
 def test_accumulated_gradients(cut, steps):
     both(WithAdamW(), cut, accumulate_grad_batches=steps)
 
 
+@feature("`gradient_clip_val` by norm and by value", how="by norm: exact, over both sides; costs a round trip per step")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("kind", [Classifier, WarmUp])
@@ -129,12 +138,17 @@ def test_clipping_and_accumulation_together():
     both(Classifier(), "net.2", gradient_clip_val=0.05, accumulate_grad_batches=2)
 
 
+@feature("`precision` 64-true, bf16-mixed, bf16-true, 16-true", how="on both sides; what crosses has that type too")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true", "16-true"])
 def test_precision(cut, precision):
     both(Classifier(), cut, precision=precision, tolerance=1e-5)
 
 
+@feature(
+    "`max_steps`, `max_epochs`, `limit_train_batches`, `overfit_batches`, `fast_dev_run`",
+    how="batches of all clients are counted; a limit is dealt out to them in turn",
+)
 @pytest.mark.parametrize(
     "limits",
     [
@@ -159,6 +173,7 @@ class Tied(Classifier):
         return loss
 
 
+@feature("tied weights across the cut", how="both sides' gradients are summed; value and gradient travel in each step")
 @pytest.mark.parametrize("cut", ["net.0", "net.2", "net", "end"])
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 2}], ids=str)
 def test_tied_weights(cut, options):
@@ -174,6 +189,7 @@ class Compiled(Classifier):
         return F.cross_entropy(self.extra(self.net(batch[0])), batch[1])
 
 
+@feature("`configure_model`", how="before the clients start")
 def test_layers_made_in_configure_model():
     torch.manual_seed(3)
     ends = []

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rows import feature
 from small import WithAdamW, vectors
 from torch.utils.data import DataLoader
 
@@ -53,6 +54,7 @@ def fit(epochs, tmp_path, ckpt_path=None, callbacks=(), **options):
     return module, trainer
 
 
+@feature("`ckpt_path`", how="the same bits as a run without a break, at the end of any round; `deterministic=True`")
 @pytest.mark.parametrize("rule", ["keep", "average", "reset"])
 @pytest.mark.parametrize("every", [3, 6, 9], ids=["first round", "mid-epoch", "end of the epoch"])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, rule, every):
@@ -77,6 +79,7 @@ def test_cuts_may_move_over_the_checkpoint(tmp_path):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+@feature("checkpoints", how="Lightning's own: a plain run goes on from a split one, and the other way round")
 def test_a_plain_checkpoint_is_continued_split_and_the_other_way_round(tmp_path):
     ends = []
     for first, second in (("auto", "split"), ("auto", "auto"), ("split", "auto")):
