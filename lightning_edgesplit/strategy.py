@@ -371,6 +371,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert server is not None
         assert planner is not None
         self._go_on_from_checkpoint()
+        if self.participation < 1 and trainer.fit_loop._combined_loader is not None:
+            trainer.fit_loop._combined_loader.limits = None  # epochs differ in length: it asks again
         for round_ in self._rounds(trainer.current_epoch):
             if self._trained() != self._proven:
                 raise ValueError(

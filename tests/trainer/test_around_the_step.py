@@ -372,6 +372,7 @@ def test_a_client_with_one_sample_and_one_with_none():
 
 
 @feature("LightningCLI", how="`--trainer.strategy=edgesplit`, or a class path with init args")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jsonargparse, about what Lightning calls
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -387,7 +388,8 @@ def test_lightning_cli(arguments, monkeypatch):
     common = [
         "--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1",
         "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
-        "--trainer.accelerator=cpu", "--trainer.enable_model_summary=false",
+        "--trainer.accelerator=cpu", "--trainer.enable_model_summary=false", "--seed_everything=false",
+        "--trainer.log_every_n_steps=1",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["train.py"])
     cli = LightningCLI(BoringModel, args=["fit", *common, *arguments], save_config_callback=None)
