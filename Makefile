@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint bench zoo
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
@@ -24,6 +24,11 @@ test: lint ## lint, then all tests
 demo: .venv/ready ## train ResNet-18 split across four unequal clients (under 3 minutes)
 	$(BIN)/python -W ignore recipes/demo.py
 
-bench: .venv/ready ## throughput against plain Lightning, and what splitting adds (about 6 minutes)
+zoo: .venv/ready ## split every model of the zoo and train it beside plain Lightning (about 25 minutes)
+	$(BIN)/pip install --quiet -e '.[zoo]'
+	$(BIN)/python -m benchmarks.zoo
+
+bench: .venv/ready ## throughput against plain Lightning, and what splitting adds (about 8 minutes)
 	$(BIN)/python benchmarks/throughput.py --samples 2048 --epochs 1
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/memory.py

@@ -1,8 +1,9 @@
-"""The command line: ``edgesplit plan`` and ``edgesplit client``."""
+"""The command line: ``edgesplit cuts``, ``edgesplit plan`` and ``edgesplit client``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import runpy
@@ -10,9 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from torch.optim import Optimizer
 
 from lightning_edgesplit.launcher import CLIENT, SERVER
-from lightning_edgesplit.monitoring import print_plan
+from lightning_edgesplit.monitoring import cuts_rows, cuts_table, print_plan, refused_table, save_cuts
 from lightning_edgesplit.scheduling import (
     POLICIES,
     Costs,
@@ -23,6 +29,8 @@ from lightning_edgesplit.scheduling import (
     make_policy,
     simulate,
 )
+from lightning_edgesplit.splitting import find_cuts
+from lightning_edgesplit.splitting.batch import batch_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--steps", type=int, help="local steps per round; default: what the costs say")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
+    cuts = commands.add_parser("cuts", help="find and prove the cuts of a module, and say why the others are none")
+    cuts.add_argument("--module", help="LightningModule: my_package.MyModule")
+    cuts.add_argument("--data", help="LightningDataModule, or a function that returns a training DataLoader")
+    cuts.add_argument("--config", help="YAML with `model:` and `data:`, each with class_path and init_args")
+    cuts.add_argument("--private", nargs="*", help="names of the batch leaves that must stay on the client")
+    cuts.add_argument("--cut", action="append", help="prove this module call only; may be given several times")
+    cuts.add_argument("--figure", help="file for a picture of cost over depth (png, pdf, svg)")
+    cuts.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
     client = commands.add_parser("client", help="run a script as one client of a server on this machine")
     client.add_argument("number", type=int, help="which client, from 0")
     client.add_argument("--server", required=True, help="host:port where the server listens (its EDGESPLIT_SERVER)")
@@ -46,9 +63,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser.parse_args(arguments)
     try:
-        return _plan(options) if options.command == "plan" else _client(options)
-    except (ValueError, FileNotFoundError) as error:
+        return {"cuts": _cuts, "plan": _plan, "client": _client}[options.command](options)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         parser.exit(2, f"edgesplit {options.command}: {error}\n")
+
+
+def _cuts(options: argparse.Namespace) -> int:
+    config = OmegaConf.to_container(OmegaConf.load(options.config), resolve=True) if options.config else {}
+    assert isinstance(config, dict)
+    sys.path.insert(0, str(Path.cwd()))  # as `python script.py` in this folder would have it
+    module = _made(options.module, config.get("model"), "module")
+    data = _made(options.data, config.get("data"), "data")
+    for prepare in ("prepare_data", "setup"):
+        if hasattr(data, prepare):
+            getattr(data, prepare)(*(["fit"] if prepare == "setup" else []))
+    loader = data.train_dataloader() if hasattr(data, "train_dataloader") else data
+    batch = next(iter(loader))
+    if hasattr(module, "configure_model"):
+        module.configure_model()
+    optimizer = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
+    optimizer = optimizer if isinstance(optimizer, Optimizer) else None
+    wanted = options.cut
+
+    def asked_for(name: str) -> bool:
+        return any(name == cut or name.endswith(f".{cut}") for cut in wanted)
+
+    found = find_cuts(module.train(), batch, optimizer, only=asked_for if wanted else None, private=options.private)
+    size = batch_size(batch)
+    if options.figure:
+        save_cuts(found, size, options.figure)
+    if options.json:
+        print(json.dumps({"batch": size, "cuts": cuts_rows(found, size), "refused": found.refused}))
+    else:
+        console = Console()
+        console.print(cuts_table(found, size))
+        if found.refused:
+            console.print(refused_table(found))
+    return 0
+
+
+def _made(path: str | None, config: Any, option: str) -> Any:
+    """The object that a dotted path, or an entry of the configuration, describes."""
+    entry = config if isinstance(config, dict) else {}
+    path = path or entry.get("class_path")
+    if not path or "." not in path:
+        raise ValueError(f"--{option}={path!r}: give a dotted path (my_package.Name), or its class_path in --config.")
+    package, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(package), name, None)
+    if made is None:
+        raise ValueError(f"--{option}={path!r}: {package} has no {name}.")
+    return made(**entry.get("init_args", {}))
 
 
 def _plan(options: argparse.Namespace) -> int:

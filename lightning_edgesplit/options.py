@@ -159,7 +159,7 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name, way_out in CALLBACKS.items():
             if type(callback).__name__ == name:
                 raise ValueError(f"the callback {name} does not work with EdgeSplitStrategy: {way_out}.")

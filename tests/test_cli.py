@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from lightning_edgesplit.cli import main
 from lightning_edgesplit.scheduling import Costs, CutCost
@@ -66,3 +67,42 @@ def test_a_client_needs_a_script(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["client", "0", "--server", "127.0.0.1:29500", str(tmp_path / "none.py")])
     assert "there is no such file" in capsys.readouterr().err
+
+
+def training_data():
+    return [(torch.randn(4, 12), torch.randint(0, 10, (4,)))]
+
+
+def test_cuts_prints_what_there_is_and_why_the_rest_is_not(capsys, tmp_path):
+    figure = tmp_path / "cuts.png"
+    arguments = ["cuts", "--module", "small.Deterministic", "--data", "test_cli.training_data"]
+    assert main([*arguments, "--figure", str(figure)]) == 0
+    text = capsys.readouterr().out
+    assert "net.3" in text
+    assert "smashed kB" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--json", "--cut", "net.3"]) == 0
+    (row, end) = json.loads(capsys.readouterr().out)["cuts"]
+    assert row["name"] == "net.3"
+    assert row["smashed_bytes"] == 16 * 4 + 8, "sixteen floats and a label"
+    assert row["flop_share"] == pytest.approx((12 * 16 + 16 * 16) / (12 * 16 + 16 * 16 + 16 * 10))
+    assert end["name"] == "end"
+
+
+def test_cuts_takes_a_configuration_and_explains_what_is_wrong(capsys, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}\n"
+        "data: {class_path: lightning.pytorch.demos.boring_classes.BoringDataModule}\n"
+    )
+    assert main(["cuts", "--config", str(config)]) == 0
+    assert "layer" in capsys.readouterr().out
+    for arguments, message in (
+        (["--module", "small.Nothing", "--data", "test_cli.training_data"], "small has no Nothing"),
+        (["--module", "nowhere.Module", "--data", "x.y"], "No module named 'nowhere'"),
+        (["--module", "small.Deterministic"], "--data=None: give a dotted path"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["cuts", *arguments])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

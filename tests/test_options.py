@@ -23,7 +23,8 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
         ({"clients": {}}, "`clients:` is missing or empty"),
         ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
         ({"server_model": "shared"}, "server_model='shared' is not supported"),
-        ({"participation": 0.5}, "participation=0.5 is not supported"),
+        ({"participation": 0.0}, "participation=0.0 must be a fraction"),
+        ({"participation": 1.5}, "participation=1.5 must be a fraction"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop' is unknown"),
         ({"clock": "virtual"}, "clock='virtual' is not supported"),
         ({"processes": 3, "clients": 2}, "processes=3 is not supported"),
@@ -82,10 +83,14 @@ SMALL = [ClientProfile("big"), ClientProfile("tiny", memory=100.0)]
         (Classifier, {"clients": SMALL, "cuts": "net.3"}, {}, InfeasibleError, "memory=100 bytes of client 'tiny'"),
         (Manual, {}, {}, ValueError, "automatic_optimization=False does not work"),
         (Classifier, {}, {"devices": 2}, ValueError, "`devices` as given does not work.*use devices=1"),
-        (Classifier, {}, {"precision": "bf16-mixed"}, ValueError, "`precision`"),
-        (Classifier, {}, {"accumulate_grad_batches": 2}, ValueError, "`accumulate_grad_batches`"),
-        (Classifier, {}, {"gradient_clip_val": 1.0}, ValueError, "`gradient_clip_val`"),
-        (Classifier, {}, {"limit_train_batches": 3}, ValueError, "`limit_train_batches`"),
+        (
+            Classifier,
+            {"round_steps": 3},
+            {"accumulate_grad_batches": 2},
+            ValueError,
+            "`accumulate_grad_batches`.*multiple",
+        ),
+        (Classifier, {"private": "image"}, {}, ValueError, "private='image' names nothing in the batch"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_process_starts(

@@ -57,10 +57,11 @@ class Batches(Dataset):
 def check(entry: Entry, steps: int = 3) -> Row:
     """Finds and proves all cuts, and trains at the first, the middle and the last."""
     torch.manual_seed(0)
-    module = entry.module().train()
-    batches = [entry.batch() for _ in range(steps)]
     begin = time.perf_counter()
     try:
+        module = entry.module().train()
+        batches = [entry.batch() for _ in range(steps)]
+        begin = time.perf_counter()
         cuts = find_cuts(module, batches[0], private=entry.private)
     except Exception as error:
         return Row(entry.name, 0, (), False, time.perf_counter() - begin, None, f"{type(error).__name__}: {error}")

@@ -49,7 +49,7 @@ def test_labels_are_found_in_targets_in_samples_and_behind_a_subset():
 
 @pytest.mark.parametrize(
     "partition",
-    ["even", "dirichlet:", "dirichlet:0", "dirichlet:x", "shards:0", "shards:1.5", "iid:3", [[1]], [[1], []]],
+    ["even", "dirichlet:", "dirichlet:0", "dirichlet:x", "shards:0", "shards:1.5", "iid:3", [[1]], [[], []]],
 )
 def test_what_is_no_partition_is_refused(partition):
     with pytest.raises(ValueError, match="partition="):
@@ -62,7 +62,7 @@ def test_what_is_no_partition_is_refused(partition):
         ("iid", 201, "clients=201 for 200 training samples"),
         ("shards:50", 8, "needs 400 samples, there are 200"),
         ([[0], [200]], 2, "names sample 200, the training set has 200"),
-        (lambda *_: [[0], []], 2, r"parts of \[1, 0\] samples"),
+        (lambda *_: [[], []], 2, r"parts of \[0, 0\] samples"),
     ],
 )
 def test_a_partition_that_the_data_do_not_allow_is_refused(partition, clients, message):
