@@ -43,7 +43,7 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "vovnet39a": (32, {}),
     "ghostnet_050": (32, {}),
     "mobilenetv3_small_050": (32, {}),
-    "efficientnet_lite0": (64, {}),
+    "tf_efficientnet_lite0": (64, {}),
     "mixnet_s": (32, {}),
     "convnextv2_atto": (32, {}),
     "inception_next_atto": (64, {}),
@@ -67,9 +67,9 @@ TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "coat_lite_tiny": (32, {"img_size": 32}),
     "davit_tiny": (64, {"embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 8)}),
     "fastvit_t8": (64, {}),
-    "mixer_s32_224": (64, {"img_size": 64, "num_blocks": 4}),
+    "mixer_s32_224": (64, {"img_size": 64}),
     "resmlp_12_224": (32, {"img_size": 32}),
-    "gmlp_ti16_224": (32, {"img_size": 32, "num_blocks": 4}),
+    "gmlp_ti16_224": (32, {"img_size": 32}),
     "sequencer2d_s": (56, {"img_size": 56, "layers": (1, 1, 1, 1), "embed_dims": (48, 96, 96, 96)}),
 }
 

@@ -24,6 +24,7 @@ class Value:
         born: Number of the operation that made it; 0 for what the step was given.
         uses: Numbers of the operations that read it.
         leaves: Numbers of the batch leaves that its value depends on.
+        content: Those of them that it is made of, other than as an index, a mask or a length.
         trained: Whether its value depends on a parameter or a buffer.
         random: Whether its value depends on a random number.
         sources: What it was made of, directly.
@@ -33,6 +34,7 @@ class Value:
     born: int = 0
     uses: list[int] = field(default_factory=list, repr=False)
     leaves: frozenset[int] = frozenset()
+    content: frozenset[int] = frozenset()
     trained: bool = False
     random: bool = False
     sources: list[Value] = field(default_factory=list, repr=False)
@@ -69,6 +71,9 @@ READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__bool__
 
 _SHAPED_BY_DATA = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_pack_padded_sequence"}
 
+
+_CONSTANT = {"zeros", "ones", "empty", "arange", "zeros_like", "ones_like", "empty_like"}
+"""Functions whose results hold nothing of their arguments but the shape."""
 
 _LOOK_UP = {"embedding", "embedding_bag", "__getitem__", "index_select", "gather", "take"}
 """Functions in which whole numbers choose rows of a parameter; elsewhere they are lengths, masks or indices."""
@@ -129,7 +134,9 @@ class Recorder(TorchFunctionMode):
         self.leaves = list(leaves)
         for number, leaf in enumerate(self.leaves):
             if isinstance(leaf, Tensor):
-                self._remember(leaf, Value(f"batch leaf {number}", leaves=frozenset([number])))
+                self._remember(
+                    leaf, Value(f"batch leaf {number}", leaves=frozenset([number]), content=frozenset([number]))
+                )
         self.parameters = {name: self._remember(p, Value(name, trained=True)) for name, p in module.named_parameters()}
         self.buffers = {name: self._remember(b, Value(name, trained=True)) for name, b in module.named_buffers()}
         self.trainable = {name: p.requires_grad for name, p in module.named_parameters()}
@@ -177,7 +184,7 @@ class Recorder(TorchFunctionMode):
         if any(id(v) in self._weights for v in known):
             for own, tensor in zip(known, read, strict=True):
                 if not own.trained and (tensor.is_floating_point() or name in _LOOK_UP):
-                    for leaf in own.leaves:
+                    for leaf in own.content:
                         self.inputs.setdefault(leaf, self.time)
         for tensor in [*made, args[0]] if name == "__setitem__" else made:
             value = self.values.get(id(tensor))
@@ -188,7 +195,10 @@ class Recorder(TorchFunctionMode):
             made_of = known
             if name == "_pack_padded_sequence" and tensor is made[1]:
                 made_of = [self.values[id(args[1])]]  # how many sequences go on at each step: that is in the lengths
-            value.leaves = value.leaves.union(*(v.leaves for v in made_of))
+            if name not in _CONSTANT:
+                value.leaves = value.leaves.union(*(v.leaves for v in made_of))
+                floats = [v for v, t in zip(known, read, strict=True) if v in made_of and t.is_floating_point()]
+                value.content = value.content.union(*(v.content for v in floats or made_of))
             value.trained |= any(v.trained for v in made_of)
             value.random |= bool(inside.draws) or any(v.random for v in made_of)
             value.sources += [v for v in made_of if v is not value]
