@@ -31,4 +31,5 @@ zoo: .venv/ready ## split every model of the zoo and train it beside plain Light
 bench: .venv/ready ## throughput against plain Lightning, and what splitting adds (about 8 minutes)
 	$(BIN)/python benchmarks/throughput.py --samples 2048 --epochs 1
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.finding
