@@ -423,3 +423,35 @@ def test_compiled_modules_are_refused():
     compiled = torch.compile(Classifier(), backend="eager")
     with pytest.raises(ValueError, match=r"torch\.compile"):
         fit(compiled, split())
+
+
+@feature(
+    "Lightning's demo language model", how="its targets are also the decoder's input: `private=()` lets them be sent"
+)
+@pytest.mark.parametrize("clients", [1, 3])
+def test_demo_language_model(clients):
+    pytest.importorskip("requests")  # the module of the demo wants it for its data
+    from lightning.pytorch.demos.transformer import LightningTransformer
+
+    class Words(torch.utils.data.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            generator = torch.Generator().manual_seed(index)
+            words = torch.randint(0, 30, (7,), generator=generator)
+            return words[:-1], words[1:]
+
+    module = LightningTransformer(vocab_size=30)
+    module.prepare_data = lambda: None  # would download a corpus
+    plain = copy.deepcopy(module)
+    strategy = EdgeSplitStrategy(
+        clients=clients, cuts="model.transformer.decoder.layers.0.norm1", private=(), timeout=60
+    )
+    for model, chosen in ((plain, "auto"), (module, strategy)):
+        trainer = L.Trainer(strategy=chosen, max_epochs=1, enable_checkpointing=False, **QUIET)
+        torch.manual_seed(2)
+        trainer.fit(model, DataLoader(Words(), batch_size=2))
+    assert len(strategy.rounds) == 1
+    if clients == 1:
+        torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
