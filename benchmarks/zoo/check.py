@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def check(entry: Entry, steps: int = 3) -> Row:
     seconds = time.perf_counter() - begin
     names = [cut.name for cut in cuts if cut.name != END]
     if not names:
-        why = next(iter(cuts.refused.values()), "no module call")
+        why = Counter(cuts.refused.values()).most_common(1)[0][0] if cuts.refused else "no module call"
         return Row(entry.name, 0, (), False, seconds, None, why)
     chosen = tuple(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))
     expected = _trained(module, batches, "auto")
