@@ -21,8 +21,8 @@ import pytest
         ),
         (
             "lightning_edgesplit.monitoring",
-            "log_round plan_table print_plan print_round round_line round_metrics round_table round_text save_timeline"
-            " timeline_figure unwatch watch",
+            "cuts_figure cuts_rows cuts_table log_round plan_table print_plan print_round refused_table round_line"
+            " round_metrics round_table round_text save_cuts save_timeline timeline_figure unwatch watch",
         ),
     ],
 )

@@ -75,13 +75,14 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     """One client's round in its order, on the server's clock.
 
     What the client's clock is off is bounded by its messages: none arrives before it is sent, in either direction. On
-    one host, where the clock is shared, that leaves 0.
+    one host, where the clock is shared, that leaves 0. (A client notes that it has sent when the call returns, which may
+    be after the arrival; so what counts is when it began to.)
     """
     about = letter.frame.about["times"]
     steps = letter.frame.tensors[-1].tolist()
     pairs = list(zip(seat.services, steps, strict=True))
     least = max((service.sent - step[3] for service, step in pairs if seat.cut.name != END), default=0.0)
-    off = min(max(0.0, least), min((service.arrived - step[2] for service, step in pairs), default=0.0))
+    off = min(max(0.0, least), min((service.arrived - step[1] for service, step in pairs), default=0.0))
     spans: list[Span] = []
 
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
