@@ -10,7 +10,8 @@ CELLS = [
     "from lightning.pytorch.demos.boring_classes import BoringModel\n"
     "from lightning_edgesplit import EdgeSplitStrategy",
     "strategy = EdgeSplitStrategy(clients=2, cuts='layer', timeout=30)\n"
-    "trainer = L.Trainer(strategy=strategy, accelerator='cpu', max_epochs=1, logger=False, enable_checkpointing=False)\n"
+    "options = dict(accelerator='cpu', max_epochs=1, logger=False, enable_checkpointing=False)\n"
+    "trainer = L.Trainer(strategy=strategy, **options)\n"
     "trainer.fit(BoringModel())",
     "print('samples', [client.samples for client in strategy.rounds[0].clients])",
 ]
