@@ -75,9 +75,8 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     """One client's round in its order, on the server's clock.
 
     What the client's clock is off is bounded by its messages: none arrives before it is sent, in either direction. On
-    latest = min((service.arrived - step[1] for service, step in pairs), default=0.0)
-    off = min(max(0.0, least), latest)
-    be after the arrival; so what counts is when it began to.)
+    one host, where the clock is shared, that leaves 0. What counts is when a client began to send: the call may return
+    after the arrival.
     """
     about = letter.frame.about["times"]
     steps = letter.frame.tensors[-1].tolist()
