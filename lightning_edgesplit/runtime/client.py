@@ -66,7 +66,7 @@ class Client:
         self._epoch_began: Tensor | None = None
         self._loader_began: Tensor | None = None
         self._logged: list[list[Any]] = []
-        self._outputs: list[list[Any]] = []
+        self._outputs: Sequence[Sequence[Any]] = []
         self._buffers_before: dict[str, Tensor] = {}
         module.__dict__["log"] = self._log
 

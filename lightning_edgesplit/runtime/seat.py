@@ -74,7 +74,6 @@ class Seat:
 
     def server_side(self, module: nn.Module) -> ServerSide:
         """What runs the step behind its cut."""
-        assert self.cut.border is not None
         if self.cut.name not in self._sides:
-            self._sides[self.cut.name] = ServerSide(module, self.cut.border)
+            self._sides[self.cut.name] = ServerSide(module, self.cut)
         return self._sides[self.cut.name]

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.splitting.batch import batch_size, first_samples, numbers_of
-from lightning_edgesplit.splitting.cuts import Candidate, Cut, Cuts, candidates
+from lightning_edgesplit.splitting.cuts import Cut, Cuts
+from lightning_edgesplit.splitting.judge import Candidate, candidates
 from lightning_edgesplit.splitting.proof import Probe, generators_kept
 from lightning_edgesplit.splitting.tree import flatten
 
@@ -26,6 +27,7 @@ def find_cuts(
     only: Callable[[str], bool] | None = None,
     private: Sequence[str] | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    second_cut: str | None = None,
 ) -> Cuts:
     """Finds where a LightningModule can be cut, and proves each cut before it offers it.
 
@@ -45,14 +47,17 @@ def find_cuts(
         private: Names of the batch leaves that must not leave the client (``"image"``, ``"0"``, ``"inputs.pixels"``),
             while all others may; None: the raw inputs stay, and what is no tensor.
         context: Opened around every forward pass (mixed precision).
+        second_cut: Name of the module behind which the client goes on, so that labels stay with it (a U-shaped split);
+            a full name, or an unambiguous end of one. None: the server runs the rest.
 
     Returns:
         The cuts, shallow to deep, ending with `END`; `Cuts.refused` says why other modules are none.
 
     Raises:
         TypeError: If ``training_step`` returns no loss.
-        ValueError: If the batch has no tensor with a batch dimension, if `private` names what is not in it, or if the
-            step draws random numbers from numpy or Python's ``random``, whose streams do not travel.
+        ValueError: If the batch has no tensor with a batch dimension, if `private` names what is not in it, if
+            `second_cut` names no module that the step calls, or if the step draws random numbers from numpy or Python's
+            ``random``, whose streams do not travel.
     """
     numbers = None if private is None else numbers_of(private, flatten(batch)[1])
     with generators_kept():
@@ -61,7 +66,7 @@ def find_cuts(
         cuts: list[Cut] = []
         refused: dict[str, str] = {}
         found: list[Candidate] = []
-        for candidate in candidates(recorder, changed, numbers):
+        for candidate in candidates(recorder, changed, numbers, second_cut):
             if isinstance(candidate, tuple):
                 refused.setdefault(candidate[0], candidate[1])
             else:

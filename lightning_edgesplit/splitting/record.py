@@ -39,7 +39,7 @@ class Value:
     random: bool = False
     sources: list[Value] = field(default_factory=list, repr=False)
 
-    def used_within(self, begin: int, end: int) -> bool:
+    def used_within(self, begin: float, end: float) -> bool:
         """Whether an operation after `begin`, up to `end`, read it."""
         return any(begin < time <= end for time in self.uses)
 

@@ -6,138 +6,77 @@ Nothing is exported or rewritten. While a step runs, the ``forward`` of a few mo
   stops the step (`run_client_side`);
 - on the server, the cut module's returns the received smashed data, and those before it return what was received of
   their outputs, and empty tensors on the meta device for the rest (`ServerSide`). The client says which shapes.
+
+With a second cut (U-shaped: the client runs the last layers and the loss too) each side goes on where it stopped above:
+the server's step ends at the second cut, and the client's waits at the first one for what comes back. Modules between
+the two cuts then return what was received of their outputs, as on the server before the cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lightning_edgesplit.errors import ImpossibleCutError
-from lightning_edgesplit.splitting.batch import PLAIN, Withheld, step_arguments
-from lightning_edgesplit.splitting.cuts import Border
-from lightning_edgesplit.splitting.record import needs_data
-from lightning_edgesplit.splitting.tree import Structure, flatten, tensors_of
-
-DTYPES = {str(x).removeprefix("torch."): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+from lightning_edgesplit.splitting.along import Along, Between, described, imagined
+from lightning_edgesplit.splitting.batch import step_arguments
+from lightning_edgesplit.splitting.cuts import Border, Cut
+from lightning_edgesplit.splitting.tree import Structure, flatten
 
 
 class _CutReached(BaseException):
     """Ends one side's part of a step. No ``Exception``, so that a user's ``except Exception`` does not catch it."""
 
 
-@contextmanager
-def patched(modules: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replaces ``forward`` on these instances, and restores it."""
-    saved = {module: module.__dict__.get("forward") for module in modules}
-    for module in modules:
-        module.__dict__["forward"] = modules[module]
-    try:
-        yield
-    finally:
-        for module, forward in saved.items():
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
-
-
-class _Along:
-    """Follows a step along a path of module calls, and lets `visit` decide what each of them returns.
-
-    Args:
-        module: The LightningModule.
-        path: Names of the modules that are called, outermost calls only, in their order.
-        visit: Called with the number of the call and a function that runs it.
+@dataclass
+class Passed:
+    """What one side passes to the other where a step changes sides.
 
     Attributes:
-        position: Calls so far.
-        inside: Whether one of them is running.
+        tensors: As `Border.tensors` says; where they were made, attached to the graph.
+        outputs: For every call in `Border.path`, what each leaf of its output is: ``[dtype, *shape]`` of a tensor,
+            ``{"is": value}`` for a plain value, None for what the other side cannot have.
+        structures: For every call, how its output is built.
+        notes: What functions gave that need data, where `Border.reads` says that the other side has to know.
     """
 
-    def __init__(self, module: nn.Module, path: Sequence[str], visit: Callable[[int, Callable[[], Any]], Any]) -> None:
-        self._modules = [module.get_submodule(name) for name in path]
-        self._name, self._visit = path[-1], visit
-        self.position, self.inside = 0, False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last call has come."""
-        return self.position == len(self._modules)
-
-    def patched(self) -> AbstractContextManager[None]:
-        """While this is open, the modules are replaced."""
-        return patched({m: partial(self._call, m, m.forward) for m in dict.fromkeys(self._modules)})
-
-    def _call(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.inside or self.ended:
-            return forward(*args, **kwargs)
-        if self._modules[self.position] is not module:
-            raise ImpossibleCutError(
-                f"the modules before the cut {self._name!r} are called in another order than on the sample batch: the"
-                " step's path depends on the data. Choose a cut before that."
-            )
-        number, self.position, self.inside = self.position, self.position + 1, True
-        try:
-            return self._visit(number, partial(forward, *args, **kwargs))
-        finally:
-            self.inside = False
-
-
-class _Notes(TorchFunctionMode):
-    """Notes what functions gave that need data, outside the modules before the cut; or answers with what was noted.
-
-    ``.item()`` cannot run on a tensor without data, nor can ``nonzero``. The server is told numbers and shapes.
-    """
-
-    def __init__(self, along: _Along, answers: Sequence[Any] | None = None) -> None:
-        super().__init__()
-        self._along = along
-        self.noted: list[Any] = []
-        self._answers = None if answers is None else iter(answers)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation, or answers for it."""
-        kwargs = kwargs or {}
-        if self._along.inside or self._along.ended or not needs_data(func, args):
-            return func(*args, **kwargs)
-        if self._answers is None:
-            output = func(*args, **kwargs)
-            several = isinstance(output, tuple)
-            self.noted.append([several, [_described(x) for x in (output if several else [output])]])
-            return output
-        several, described = next(self._answers)
-        if not any(x.is_meta for x in tensors_of([args, kwargs])):
-            return func(*args, **kwargs)
-        answers = [_imagined(x, func.__name__) for x in described]
-        if func.__name__ == "_pack_padded_sequence":
-            answers[1] = torch.zeros_like(answers[1], device="cpu")  # PackedSequence insists
-        return tuple(answers) if several else answers[0]
+    tensors: Sequence[Tensor]
+    outputs: Sequence[Sequence[Any]]
+    structures: Sequence[Structure]
+    notes: Sequence[Any] = ()
 
 
 @dataclass
-class ClientPart:
+class ClientPart(Passed):
     """What the client's side of a step leaves.
 
     Attributes:
-        tensors: What crosses, as `Border.tensors` says, attached to the graph.
-        outputs: For every call before the cut, what each leaf of its output is: ``[dtype, *shape]`` of a tensor,
-            ``{"is": value}`` for a plain value, None for what the server cannot have.
-        structures: For every call before the cut, how its output is built.
-        notes: What functions gave that need data, where `Border.reads` says that the server has to know.
+        output: What ``training_step`` returned, where the client runs the last layers too.
+        gradients: Filled by the backward pass: the gradients of what came back.
     """
 
-    tensors: list[Tensor]
-    outputs: list[list[Any]]
-    structures: list[Structure]
-    notes: list[Any]
+    output: Any = None
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def backward_to_second_cut(self, loss: Tensor, direct: bool) -> list[Tensor]:
+        """The backward pass from the loss; the gradients of what came back.
+
+        Args:
+            loss: The loss, as it is to be differentiated.
+            direct: `Cut.direct`: the rest of the backward pass crosses parts of this one's graph.
+
+        Raises:
+            ImpossibleCutError: If the loss does not depend on it.
+        """
+        loss.backward(retain_graph=direct)  # type: ignore[no-untyped-call]
+        if not self.gradients:
+            raise ImpossibleCutError("the loss does not depend on what comes back at the second cut")
+        return self.gradients
 
     def backward(self, border: Border, gradients: Sequence[Tensor]) -> None:
         """Goes on with the backward pass, from the gradients of the tensors that have one."""
@@ -146,14 +85,25 @@ class ClientPart:
         )
 
 
-def run_client_side(module: nn.Module, border: Border, batch: Any, batch_idx: int) -> ClientPart:
-    """Runs ``training_step`` up to the cut.
+def run_client_side(
+    module: nn.Module,
+    border: Border,
+    batch: Any,
+    batch_idx: int,
+    back: Border | None = None,
+    exchange: Callable[[ClientPart], Passed] | None = None,
+    at_back: Callable[[], None] = lambda: None,
+) -> ClientPart:
+    """Runs ``training_step`` up to the cut; with a second cut, through it to the end.
 
     Args:
         module: The LightningModule, with real client-side parameters.
         border: Where the step changes sides.
         batch: The user's batch.
         batch_idx: Its number in the epoch on this client.
+        back: Where it comes back; None: it does not.
+        exchange: Called at the first cut, if there is a second: sends the part so far, waits for what comes back.
+        at_back: Called when the step is back, before anything behind the second cut runs.
 
     Raises:
         ImpossibleCutError: If the step ends without reaching the cut, or goes another way than the sample batch did.
@@ -162,42 +112,59 @@ def run_client_side(module: nn.Module, border: Border, batch: Any, batch_idx: in
     outputs: list[list[Any]] = []
     structures: list[Structure] = []
     wanted = {(call, leaf) for call, leaf, _ in border.tensors}
+    first, whole = len(border.path), len(border.path) + (len(back.path) if back is not None else 0)
+    part: ClientPart | None = None
+    stubs: _Stubs | None = None
 
     def visit(number: int, run: Callable[[], Any]) -> Any:
+        nonlocal part, stubs
+        if number >= first:
+            assert stubs is not None
+            if number == whole - 1:
+                at_back()
+            return stubs.output(number - first)
         output = run()
         leaves, structure = flatten(output)
-        outputs.append([_described(leaf) for leaf in leaves])
+        outputs.append([described(leaf) for leaf in leaves])
         structures.append(structure)
         kept.update({(number, i): leaf for i, leaf in enumerate(leaves) if (number, i) in wanted})
-        if along.ended:
-            raise _CutReached
+        if number == first - 1:
+            if kept.keys() != wanted:
+                raise _went_elsewhere(border)
+            tensors = [kept[call, leaf] for call, leaf, _ in border.tensors]
+            part = ClientPart(tensors, outputs, structures, between.noted)
+            if back is None:
+                raise _CutReached
+            assert exchange is not None
+            returned = exchange(part)
+            between.received = iter(returned.notes)
+            stubs = _Stubs(back, returned, _received(back, returned.tensors, part.gradients.extend))
         return output
 
-    along = _Along(module, border.path, visit)
-    notes = _Notes(along)
+    along = Along(module, [*border.path, *(back.path if back is not None else ())], visit)
+    between = Between(
+        along,
+        records=range(first) if border.reads else None,
+        answers=range(first, whole) if back is not None else None,
+        shells=True,
+    )
     try:
-        with along.patched(), notes if border.reads else nullcontext():
-            module.training_step(*step_arguments(module, batch, batch_idx))  # type: ignore[operator]
+        with along.patched(), between if border.reads or back is not None else nullcontext():
+            output = module.training_step(*step_arguments(module, batch, batch_idx))  # type: ignore[operator]
     except _CutReached:
-        if kept.keys() == wanted:
-            tensors = [kept[call, leaf] for call, leaf, _ in border.tensors]
-            return ClientPart(tensors, outputs, structures, notes.noted)
-    raise ImpossibleCutError(
+        assert part is not None
+        return part
+    if part is None or not along.ended:
+        raise _went_elsewhere(back if part is not None and back is not None else border)
+    part.output = output
+    return part
+
+
+def _went_elsewhere(border: Border) -> ImpossibleCutError:
+    return ImpossibleCutError(
         f"training_step did not come to the cut {border.path[-1]!r} as on the sample batch: its path depends on the"
         " data. Choose another cut."
     )
-
-
-def _described(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return [str(leaf.dtype).removeprefix("torch."), *leaf.shape]
-    return {"is": leaf} if isinstance(leaf, PLAIN) else None
-
-
-def _imagined(described: Any, path: str) -> Any:
-    if isinstance(described, list):
-        return torch.empty(described[1:], dtype=DTYPES[described[0]], device="meta")
-    return described["is"] if isinstance(described, dict) else Withheld(f"output of {path}")
 
 
 class _Receive(torch.autograd.Function):
@@ -224,16 +191,42 @@ class _Receive(torch.autograd.Function):
         return (None,) * (2 + len(gradients))
 
 
+def _received(border: Border, tensors: Sequence[Tensor], send: Callable[[list[Tensor]], None]) -> list[Tensor]:
+    """The received tensors as a part of the graph, whose gradients, where they have one, are handed to `send`."""
+    trained = [x for x, (_, _, wanted) in zip(tensors, border.tensors, strict=True) if wanted]
+    anchor = torch.empty(0, device=trained[0].device, requires_grad=True)
+    with torch.enable_grad():
+        live = iter(_Receive.apply(send, anchor, *trained))
+    return [next(live) if wanted else x for x, (_, _, wanted) in zip(tensors, border.tensors, strict=True)]
+
+
+class _Stubs:
+    """Outputs of modules that the other side ran: what was received of them, and shells for the rest."""
+
+    def __init__(self, border: Border, about: Passed, tensors: Sequence[Tensor]) -> None:
+        self._border, self._structures, self._outputs = border, about.structures, about.outputs
+        self._received = {(call, leaf): x for x, (call, leaf, _) in zip(tensors, border.tensors, strict=True)}
+        self._received.update({(call, leaf): tensors[number] for call, leaf, number in border.also})
+
+    def output(self, call: int) -> Any:
+        """What the call with that number in the path returned."""
+        return self._structures[call].build(
+            self._received[call, i] if (call, i) in self._received else imagined(leaf, self._border.path[call])
+            for i, leaf in enumerate(self._outputs[call])
+        )
+
+
 class ServerSide:
-    """Runs ``training_step`` from a cut on.
+    """Runs ``training_step`` from a cut on; to its end, or to a second cut.
 
     Args:
         module: The LightningModule, with shells (see `Sides`) for the client-side parameters.
-        border: Where the step changes sides; with `Border.structures`.
+        cut: Where the step changes sides; its `Cut.border` with `Border.structures`.
     """
 
-    def __init__(self, module: nn.Module, border: Border) -> None:
-        self.border, self._module = border, module
+    def __init__(self, module: nn.Module, cut: Cut) -> None:
+        assert cut.border is not None
+        self.border, self.back, self._module = cut.border, cut.back, module
         self.cut_was_reached = False
 
     @contextmanager
@@ -244,8 +237,8 @@ class ServerSide:
         notes: Sequence[Any],
         send: Callable[[list[Tensor]], None],
         at_cut: Callable[[], None] = lambda: None,
-    ) -> Iterator[None]:
-        """While this is open, one call of ``training_step`` begins at the cut.
+    ) -> Iterator[Passed]:
+        """While this is open, one call of ``training_step`` begins at the cut, and ends at the second one if there is.
 
         Args:
             tensors: The received tensors, as `Border.tensors` says; they become part of the graph and may be modified.
@@ -254,34 +247,85 @@ class ServerSide:
             send: Called in the backward pass with the gradients of the tensors that have one.
             at_cut: Called when the cut is reached, before anything behind it runs.
 
+        Yields:
+            What goes back to the client at the second cut, attached to the graph; empty until the step is there.
+
         Raises:
-            ImpossibleCutError: If the modules before the cut are called in another order than the sample batch showed.
+            ImpossibleCutError: If the modules before the cut are called in another order than the sample batch showed,
+                or the step does not come to a cut.
         """
         self.cut_was_reached = False
-        trained = [x for x, (_, _, wanted) in zip(tensors, self.border.tensors, strict=True) if wanted]
-        anchor = torch.empty(0, device=trained[0].device, requires_grad=True)
-        with torch.enable_grad():
-            live = iter(_Receive.apply(send, anchor, *trained))
-        received = {
-            (call, leaf): next(live) if wanted else tensor
-            for tensor, (call, leaf, wanted) in zip(tensors, self.border.tensors, strict=True)
-        }
-        every = list(received.values())
-        received.update({(call, leaf): every[number] for call, leaf, number in self.border.also})
+        about = Passed(tensors, outputs, self.border.structures)
+        stubs = _Stubs(self.border, about, _received(self.border, tensors, send))
+        first, back = len(self.border.path), self.back
+        kept: dict[tuple[int, int], Tensor] = {}
+        coming_back: list[list[Any]] = []
+        structures: list[Structure] = []
 
         def visit(number: int, run: Callable[[], Any]) -> Any:
+            if number < first:
+                if number == first - 1:
+                    self.cut_was_reached = True
+                    at_cut()
+                return stubs.output(number)
+            output = run()
+            leaves, structure = flatten(output)
+            coming_back.append([described(leaf) for leaf in leaves])
+            structures.append(structure)
+            kept.update({(number - first, i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)})
             if along.ended:
-                self.cut_was_reached = True
-                at_cut()
-            return self.border.structures[number].build(
-                received[number, i] if (number, i) in received else _imagined(described, self.border.path[number])
-                for i, described in enumerate(outputs[number])
-            )
+                raise _CutReached
+            return output
 
-        along = _Along(self._module, self.border.path, visit)
-        with along.patched(), _Notes(along, notes) if self.border.reads else nullcontext():
-            yield
-        if not self.cut_was_reached:
-            raise ImpossibleCutError(
-                f"training_step ended on the server without reaching the cut {self.border.path[-1]!r}."
-            )
+        path = [*self.border.path, *(back.path if back is not None else ())]
+        along = Along(self._module, path, visit)
+        between = Between(
+            along,
+            records=range(first, len(path)) if back is not None and back.reads else None,
+            answers=range(first) if self.border.reads else None,
+            received=notes,
+        )
+        returned = Passed([], coming_back, structures, between.noted)
+        try:
+            with along.patched(), between if self.border.reads or (back is not None and back.reads) else nullcontext():
+                yield returned
+        except _CutReached:
+            assert back is not None
+            if not {(call, leaf) for call, leaf, _ in back.tensors} <= kept.keys():
+                raise _went_elsewhere(back) from None
+            returned.tensors = [kept[call, leaf] for call, leaf, _ in back.tensors]
+            return
+        if not along.ended:
+            missed = self.border if along.position < first or back is None else back
+            raise ImpossibleCutError(f"training_step ended on the server without reaching the cut {missed.path[-1]!r}.")
+
+
+class _HandedBack(torch.autograd.Function):
+    """The loss that the client computed, as the end of the server's graph: hands in the gradients at the second cut.
+
+    They are those of what the client differentiated (its loss over the accumulated batches), so the gradient of this
+    output is not multiplied in again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: float, gradients: Sequence[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return torch.tensor(loss, dtype=torch.promote_types(outputs[0].dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.gradients)
+
+
+def handed_back(loss: float, gradients: Sequence[Tensor], border: Border, tensors: Sequence[Tensor]) -> Tensor:
+    """The client's loss as a tensor whose backward pass goes on from the gradients at the second cut.
+
+    Args:
+        loss: Its value.
+        gradients: Of the tensors that have one.
+        border: `Cut.back`.
+        tensors: `Passed.tensors`.
+    """
+    trained = [x for x, (_, _, wanted) in zip(tensors, border.tensors, strict=True) if wanted]
+    output: Tensor = _HandedBack.apply(loss, gradients, *trained)
+    return output

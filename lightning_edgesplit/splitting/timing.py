@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_edgesplit.splitting.along import patched
 from lightning_edgesplit.splitting.batch import batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.cuts import END, Cut, Cuts
 from lightning_edgesplit.splitting.proof import copy_of, generators_kept
-from lightning_edgesplit.splitting.step import patched
 from lightning_edgesplit.splitting.tree import tensors_of
+
+SECOND = "the second cut"
+"""Where the times of the second cut, which all cuts have in common, stand among those of the cuts."""
 
 
 def time_cuts(
@@ -50,32 +53,28 @@ def time_cuts(
     assert copied is not None
     probe.train(module.training)
     threads, size = torch.get_num_threads(), batch_size(batch)
-    fastest: dict[int, dict[str, tuple[float, float, float]]] = {}
+    fastest: dict[int, dict[str, tuple[float, ...]]] = {}
     try:
         with generators_kept():
             for count in dict.fromkeys((1, server_threads)):
                 torch.set_num_threads(count)
                 runs = [_timed_step(probe, batch, cuts, copied, context) for _ in range(repeats + 1)][1:]
                 fastest[count] = {
-                    cut.name: (
-                        min(run[cut.name][0] for run in runs),
-                        min(run[cut.name][1] for run in runs),
-                        min(run[cut.name][2] for run in runs),
-                    )
-                    for cut in cuts
+                    cut.name: tuple(map(min, zip(*(run[cut.name] for run in runs), strict=True))) for cut in cuts
                 }
     finally:
         torch.set_num_threads(threads)
 
     def timed(cut: Cut) -> Cut:
         assert cut.profile is not None
-        forward, backward, _ = fastest[1][cut.name]
+        forward, backward, _, head = fastest[1][cut.name]
         server = fastest[server_threads][cut.name][2]
         profile = replace(
             cut.profile,
             client_forward_seconds=forward / size,
             client_backward_seconds=backward / size,
             server_seconds=0.0 if cut.name == END else server / size,
+            head_seconds=head / size,
         )
         return replace(cut, profile=profile)
 
@@ -88,8 +87,8 @@ def _timed_step(
     cuts: Cuts,
     optimizer: Optimizer,
     context: Callable[[], AbstractContextManager[Any]],
-) -> dict[str, tuple[float, float, float]]:
-    """One uncut step: seconds of client forward, client backward with optimizer step, and server, by cut."""
+) -> dict[str, tuple[float, float, float, float]]:
+    """One uncut step: seconds of client forward, client backward with optimizer step, server and head, by cut."""
     forward_at: dict[str, float] = {}
     backward_at: dict[str, float] = {}
     optimizer.zero_grad()
@@ -108,7 +107,10 @@ def _timed_step(
         share = sum(weights.get(name, 0) for name in cut.client) / max(1, sum(weights.values()))
         forward = forward_at.get(cut.name, turn) - begin
         backward = end - backward_at.get(cut.name, turn) + share * step
-        seconds[cut.name] = forward, backward, end - begin + step - forward - backward
+        head = 0.0
+        if cut.back is not None:
+            head = max(0.0, backward_at.get(SECOND, turn) - forward_at.get(SECOND, turn))
+        seconds[cut.name] = forward, backward, max(0.0, end - begin + step - forward - backward - head), head
     return seconds
 
 
@@ -118,8 +120,8 @@ def _noting(
 ) -> Iterator[None]:
     """Notes when each cut's output exists, and when its gradient does."""
     calls: dict[str, int] = {}
-    paths = {cut.name: cut.border.path for cut in cuts if cut.border is not None}
-    names = {(path[-1], path.count(path[-1])): name for name, path in paths.items()}
+    names = {(b.path[-1], b.numbers[-1]): cut.name for cut in cuts if (b := cut.border) is not None}
+    names |= {(b.path[-1], b.numbers[-1]): SECOND for cut in cuts if (b := cut.back) is not None}
 
     def when(name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
