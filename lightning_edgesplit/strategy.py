@@ -47,7 +47,9 @@ from lightning_edgesplit.scheduling import Corrections, Fixed, Plan, Policy, Ser
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import batch_size
-from lightning_edgesplit.splitting.tree import flatten
+from lightning_edgesplit.splitting.proof import generators_kept
+from lightning_edgesplit.splitting.structures import structures_of
+from lightning_edgesplit.splitting.tree import Structure, flatten
 
 SPANS_KEPT = 50
 """Rounds whose timelines stay in `EdgeSplitStrategy.rounds`; of older ones only the sums do."""
@@ -71,6 +73,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
         private: Names of the batch leaves that must not leave a client (``"image"``, ``"0"``), while all others may be
             sent where the server needs them; None: the model's inputs stay, and what is no tensor.
+        second_cut: Name of the module behind which a client goes on by itself: it runs the last layers and the loss
+            too, so that neither inputs nor labels leave it (a U-shaped split); None: the server runs the rest.
         participation: Fraction of the clients that take part in a round, at least one; drawn by the seed.
         optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
@@ -100,6 +104,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         round_steps: int | None = None,
         partition: Partition = "iid",
         private: str | Sequence[str] | None = None,
+        second_cut: str | None = None,
         participation: float = 1.0,
         optimizer_state: str = "keep",
         clock: str = "off",
@@ -119,6 +124,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
         self.private = [private] if isinstance(private, str) else private
+        self.second_cut = second_cut
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
         self.cuts: Cuts | None = None
         self.plan: Plan | None = None
@@ -257,6 +263,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             in_order=in_order,
             paced=self._paced(),
             take_step=self._take_step,
+            context=self.precision_plugin.train_step_context,
             rules={"accumulate": self.lightning_module.trainer.accumulate_grad_batches, "clip": self._clip},
         )
 
@@ -269,7 +276,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
         context = self.precision_plugin.train_step_context
         optimizer = _plain(self.optimizers[0])
-        cuts = find_cuts(module, batch, optimizer, only=asked_for, private=self.private, context=context)
+        cuts = find_cuts(
+            module, batch, optimizer, only=asked_for, private=self.private, context=context, second_cut=self.second_cut
+        )
         for name in wanted or ():
             cuts.find(name)
         return time_cuts(module, batch, cuts, optimizer, server_threads=self._threads, context=context)
@@ -288,9 +297,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             loops.epoch_progress.current.processed = epoch  # type: ignore[union-attr]
             loops.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
 
+        def structures() -> dict[tuple[str, int], Structure]:
+            with generators_kept():
+                batch = self._prepare(loaders.sample())
+            return structures_of(module, batch, self.precision_plugin.train_step_context)
+
         Client(
             module, _plain(self.optimizers[0]), loaders.of(client), rendezvous.link(client), self.timeout / 4,
             prepare=self._prepare, context=self.precision_plugin.train_step_context, on_round=on_round,
+            structures=structures,
         ).run()  # fmt: skip
 
     def _announce(self) -> None:
@@ -437,25 +452,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert module is not None
         for name, value, log_options in frame.about["logged"]:
             module.log(name, value, **{"batch_size": frame.about["samples"], **log_options})
-        if self._server.seats[client].cut.name == END:
-            return torch.tensor(frame.about["loss"], requires_grad=True)
-        log = module.log
-
-        def log_behind_the_cut(*args: Any, **kwargs: Any) -> None:
-            if self._server is not None and self._server.seats[client].server_side(module).cut_was_reached:
-                log(*args, **kwargs)
-
-        module.__dict__["log"] = log_behind_the_cut
-        try:
-            with self._server.stepping(client, frame):
-                index = [frame.about["index"]] if len(args) > 1 else []
-                return super().training_step(batch, *index, **kwargs)
-        except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"This was the server's side of {self._server.seats[client].name}'s step.")
-            raise
-        finally:
-            del module.__dict__["log"]
+        seat = self._server.seats[client]
+        if seat.halfway is not None:
+            for log_args, log_kwargs in seat.halfway.logged:
+                module.log(*log_args, **log_kwargs)
+        if seat.cut.name == END or seat.cut.back is not None:
+            return self._server.loss_of(client, frame)
+        with self._server.stepping(client, frame, module.log):
+            index = [frame.about["index"]] if len(args) > 1 else []
+            return super().training_step(batch, *index, **kwargs)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
-from lightning_edgesplit.runtime.seat import Seat
+from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.splitting import END
@@ -65,7 +65,9 @@ def report_of(
         clients=tuple(clients),
         seconds=ended - began,
         predicted=max(predicted),
-        server_seconds=sum(service.done - service.begun for seat in server.seats for service in seat.services),
+        server_seconds=sum(
+            visit.done - visit.begun for seat in server.seats for service in seat.services for visit in service.visits
+        ),
         aggregation_seconds=ended - last,
         spans=tuple(spans),
     )
@@ -81,22 +83,36 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     about = letter.frame.about["times"]
     steps = letter.frame.tensors[-1].tolist()
     pairs = list(zip(seat.services, steps, strict=True))
-    least = max((service.sent - step[3] for service, step in pairs if seat.cut.name != END), default=0.0)
-    off = min(max(0.0, least), min((service.arrived - step[1] for service, step in pairs), default=0.0))
+    split = seat.cut.name != END
+    there: list[float] = []  # how long each message to the server seems to have taken, and each from there
+    back: list[float] = []
+    for service, (_, forward, _, returned, head, _, gradient, _) in pairs:
+        there += [visit.arrived - left for visit, left in zip(service.visits, (forward, head), strict=False)]
+        if split:
+            back += [visit.sent - here for visit, here in zip(service.visits[::-1], (gradient, returned), strict=False)]
+    off = min(max(0.0, max(back, default=0.0)), min(there, default=0.0))
     spans: list[Span] = []
 
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
         spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
 
+    def visit(service: Service, left: float, here: float) -> None:
+        """There and back again: from when the client began to send until it has the answer."""
+        add("uplink", left, service.arrived)
+        add("wait", service.arrived, service.begun)
+        add("server", service.begun, service.sent)
+        add("downlink", service.sent, here)
+        add("server", service.begun, service.done, on_server=True)
+
     add("download", began, about["downloaded"] + off)
-    for service, (begin, forward, _, received, backward) in pairs:
+    for service, (begin, forward, _, returned, head, _, gradient, backward) in pairs:
         add("forward", begin + off, forward + off)
-        if seat.cut.name != END:
-            add("uplink", forward + off, service.arrived)
-            add("wait", service.arrived, service.begun)
-            add("server", service.begun, service.sent)
-            add("downlink", service.sent, received + off)
-            add("server", service.begun, service.done, on_server=True)
-        add("backward", received + off, backward + off)
+        if service.first is not None:
+            visit(service.first, forward + off, returned + off)
+            add("head", returned + off, head + off)
+            visit(service, head + off, gradient + off)
+        elif split:
+            visit(service, forward + off, gradient + off)
+        add("backward", gradient + off, backward + off)
     add("upload", about["upload"] + off, letter.arrived)
     return spans

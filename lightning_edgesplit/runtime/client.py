@@ -21,8 +21,13 @@ from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.sides import Sides
-from lightning_edgesplit.splitting.step import run_client_side
-from lightning_edgesplit.splitting.tree import flatten
+from lightning_edgesplit.splitting.step import ClientPart, Passed, run_client_side
+from lightning_edgesplit.splitting.tree import Structure, flatten
+
+TIMES = ("begin", "forward", "through", "back", "head", "loss", "gradient", "backward")
+"""What a client notes of a local step, seconds of its monotonic clock: when it began, when the forward pass was done,
+the smashed data through, what comes back here, the last layers done, their gradients through, the gradient here, and
+the backward pass done. Without a second cut the three in the middle are the one before them."""
 
 
 class _Stopped(Exception):
@@ -41,6 +46,7 @@ class Client:
         prepare: Makes of what the loader yields what ``training_step`` takes.
         context: Opened around every forward pass (mixed precision).
         on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
+        structures: Called while the module is still whole, where a step comes back to this client (`structures_of`).
     """
 
     def __init__(
@@ -53,9 +59,11 @@ class Client:
         prepare: Callable[[Any], Any] = lambda batch: batch,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_round: Callable[[int, int], None] = lambda epoch, step: None,
+        structures: Callable[[], dict[tuple[str, int], Structure]] = dict,
     ) -> None:
         self.module, self.optimizer, self.loader, self.link = module, optimizer, loader, link
         self.prepare, self.on_round, self._context = prepare, on_round, context
+        self._find_structures = structures
         self.sides = Sides(module)
         self.cut: Cut | None = None
         self.throttle = Throttle()
@@ -67,10 +75,14 @@ class Client:
         self._loader_began: Tensor | None = None
         self._logged: list[list[Any]] = []
         self._outputs: Sequence[Sequence[Any]] = []
+        self._returned: Sequence[Sequence[Any]] = []
+        self._structures: dict[tuple[str, int], Structure] = {}
         self._buffers_before: dict[str, Tensor] = {}
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
+        if isinstance(value, Tensor) and value.is_meta:
+            return  # made by the server, which logs it
         number = float(value.detach()) if isinstance(value, Tensor) else float(value)
         plain = {key: v for key, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
         self._logged.append([name, number, plain])
@@ -207,7 +219,7 @@ class Client:
             tensors += more
         if about["stream"]:
             tensors.append(torch.get_rng_state())
-        tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, 5))
+        tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, len(TIMES)))
         times = {"received": order.arrived, "downloaded": downloaded, "upload": upload}
         done = {"samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state}
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
@@ -215,7 +227,9 @@ class Client:
     def _take_over(self, order: Frame) -> None:
         """Takes this round's cut, weights and moved optimizer states; hands over those that now are the server's."""
         before, self.cut = self._own, Cut.from_json(order.about["cut"])
-        self._outputs = []
+        if self.cut.back is not None and not self._structures:
+            self._structures = self._find_structures()
+        self._outputs = self._returned = []
         rest = iter(order.tensors)
         for name in self.cut.client:
             self.sides.set(name, next(rest))
@@ -235,7 +249,7 @@ class Client:
         self.sides.place(away)
 
     def _step(self, about_round: dict[str, Any]) -> list[float]:
-        """One local step; its times: begin, forward done, smashed data through, gradient here, backward done."""
+        """One local step; its `TIMES`."""
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
@@ -262,43 +276,90 @@ class Client:
         return [begin, *times]
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
-        assert self.cut is not None
-        border = self.cut.border
-        assert border is not None
+        """A step of which the server runs the rest, or what is between the client's first and last layers."""
+        cut = self.cut
+        assert cut is not None
+        assert cut.border is not None
+        times: list[float] = []
+
+        def send(part: Passed, kind: Kind) -> None:
+            self.throttle.forward(begin, about["samples"])
+            times.append(time.monotonic())
+            self._send_smashed(kind, part, batch, about)
+            times.append(time.monotonic())
+
+        def there_and_back(part: Passed) -> Passed:
+            send(part, Kind.THROUGH)
+            return self._take_back(times)
+
         with self._context():
-            part = run_client_side(self.module, border, batch, about["index"])
-        self.throttle.forward(begin, about["samples"])
-        forward = time.monotonic()
-        leaves = flatten(batch)[0]
-        sent = [leaves[i] for i in self.cut.sent]
-        tied = [self.sides.real(name) for name in self.cut.tied]
-        tensors = [x.detach() for x in (*part.tensors, *sent, *tied) if isinstance(x, Tensor)]
-        if self.cut.random:
-            tensors.append(torch.get_rng_state())
-        about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
-        about["plain"] = [x for x in sent if isinstance(x, PLAIN)]
-        if border.reads:
-            about["notes"] = part.notes
-        if part.outputs != self._outputs:
-            about["outputs"] = self._outputs = part.outputs
-        self.link.send(Frame(Kind.SMASHED, tensors, about), pace=self.throttle.sending)
-        through = time.monotonic()
+            part = run_client_side(self.module, cut.border, batch, about["index"], cut.back, there_and_back)
+        if cut.back is None:
+            send(part, Kind.SMASHED)
+            times += times[-1:] * 3  # it does not come back in between
+        else:
+            self._finish_head(part, about, about_round["accumulate"], times)
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
-        received = time.monotonic()
+        times.append(time.monotonic())
         gradients = list(answer.frame.tensors)
-        if self.cut.random:
+        if cut.random and cut.back is None:
             torch.set_rng_state(gradients.pop())
-        behind = gradients[len(gradients) - len(tied) :]
-        part.backward(border, gradients[: len(gradients) - len(tied)])
-        for parameter, gradient in zip(tied, behind, strict=True):
+        tied = [self.sides.real(name) for name in cut.tied]
+        part.backward(cut.border, gradients[: len(gradients) - len(tied)])
+        for parameter, gradient in zip(tied, gradients[len(gradients) - len(tied) :], strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._set_groups(answer.frame.about.get("groups"))
         if about["steps"]:
             self._clip(about_round["clip"], together=True)
             self.optimizer.step()
-        self.throttle.backward(received, about["samples"])
-        return [forward, through, received, time.monotonic()]
+        self.throttle.backward(times[-1], about["samples"])
+        return [*times, time.monotonic()]
+
+    def _send_smashed(self, kind: Kind, part: Passed, batch: Any, about: dict[str, Any]) -> None:
+        """Sends the smashed data, and what else the server needs of the batch, the weights and the step's path."""
+        cut = self.cut
+        assert cut is not None
+        assert cut.border is not None
+        leaves = flatten(batch)[0]
+        sent = [leaves[i] for i in cut.sent]
+        tied = [self.sides.real(name) for name in cut.tied]
+        tensors = [x.detach() for x in (*part.tensors, *sent, *tied) if isinstance(x, Tensor)]
+        if cut.random:
+            tensors.append(torch.get_rng_state())
+        about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
+        about["plain"] = [x for x in sent if isinstance(x, PLAIN)]
+        if cut.border.reads:
+            about["notes"] = part.notes
+        if part.outputs != self._outputs:
+            about["outputs"] = self._outputs = part.outputs
+        self.link.send(Frame(kind, tensors, about), pace=self.throttle.sending)
+
+    def _take_back(self, times: list[float]) -> Passed:
+        """Waits for what the server made of the smashed data, where this side runs the last layers."""
+        cut = self.cut
+        assert cut is not None
+        assert cut.back is not None
+        answer = self._await(Kind.BACK)
+        self.throttle.received(answer.frame.size, answer.arrived)
+        times.append(time.monotonic())
+        tensors, about = list(answer.frame.tensors), answer.frame.about
+        if cut.random:
+            torch.set_rng_state(tensors.pop())
+        self._returned = about.get("outputs", self._returned)
+        structures = [self._structures[call] for call in zip(cut.back.path, cut.back.numbers, strict=True)]
+        return Passed(tensors, self._returned, structures, about.get("notes", ()))
+
+    def _finish_head(self, part: ClientPart, about: dict[str, Any], accumulate: int, times: list[float]) -> None:
+        """The loss and its backward pass to the second cut; the gradients there go to the server."""
+        assert self.cut is not None
+        loss = loss_of(part.output)
+        gradients = part.backward_to_second_cut(loss / accumulate, self.cut.direct)
+        self.throttle.head(times[-1], about["samples"])
+        times.append(time.monotonic())
+        own = {key: about[key] for key in ("index", "samples", "logged", "steps")}
+        self.link.send(Frame(Kind.LOSS, gradients, {**own, "loss": float(loss.detach())}), pace=self.throttle.sending)
+        times.append(time.monotonic())
 
     def _whole_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """The cut behind the last layer: nothing but numbers for the server's log goes out, outside emulated time.
@@ -318,7 +379,7 @@ class Client:
             self._clip(about_round["clip"], together=False)
             self.optimizer.step()
         self.throttle.backward(begun, about["samples"])
-        return [forward, forward, begun, time.monotonic()]
+        return [forward, *[forward] * 4, begun, time.monotonic()]
 
     def _clip(self, clip: Sequence[Any] | None, together: bool) -> None:
         """Clips this side's gradients by value, or by the norm of both sides' together, which the server computes."""

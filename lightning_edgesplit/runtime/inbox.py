@@ -61,19 +61,20 @@ class Inbox:
         except Exception as error:  # told to the thread that waits for this link
             self._queue.put((link, error))
 
-    def next(self, *kinds: Kind, link: int | None = None) -> Letter:
+    def next(self, *kinds: Kind, link: int | None = None, anywhere: tuple[Kind, ...] = ()) -> Letter:
         """Waits for the next frame of one of these kinds; others are held back in their order.
 
         Args:
             kinds: What is waited for.
             link: Where it must come from; None: anywhere.
+            anywhere: Kinds that are taken from any link all the same.
 
         Raises:
             ClientFailedError: If a client reports an exception of its own.
             ClientLostError: If a link is gone; the link's time limit ends the wait.
         """
         while True:
-            letter = self._pick(kinds, link)
+            letter = self._pick(kinds, link, anywhere)
             if letter is not None:
                 return letter
             self._take(*self._queue.get())
@@ -81,7 +82,7 @@ class Inbox:
     def poll(self, *kinds: Kind) -> Letter | None:
         """The next frame of one of these kinds if one has arrived; does not wait. Raises what `next` raises."""
         while True:
-            letter = self._pick(kinds, None)
+            letter = self._pick(kinds)
             if letter is not None:
                 return letter
             try:
@@ -104,9 +105,10 @@ class Inbox:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _pick(self, kinds: tuple[Kind, ...], link: int | None) -> Letter | None:
+    def _pick(self, kinds: tuple[Kind, ...], link: int | None = None, anywhere: tuple[Kind, ...] = ()) -> Letter | None:
         for at, letter in enumerate(self._held):
-            if letter.frame.kind in kinds and link in (None, letter.link):
+            kind = letter.frame.kind
+            if kind in anywhere or (kind in kinds and link in (None, letter.link)):
                 return self._held.pop(at)
         return None
 

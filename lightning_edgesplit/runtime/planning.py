@@ -36,35 +36,53 @@ COMPARED = ("uniform", "fedavg")
 def cost_of(cut: Cut) -> CutCost:
     """What the scheduler needs to know of a cut.
 
+    Where the step comes back to the client, its last layers and the loss count with its backward pass, and what goes
+    there and back twice is added up.
+
     Raises:
         ValueError: If the cut was not profiled.
     """
     profile = cut.profile
     if profile is None:
         raise ValueError(f"cut {cut.name!r} has no profile: take it from `find_cuts`.")
-    split = cut.name != END
-    overhead = float(_FRAME + profile.generator_bytes + profile.tied_bytes) if split else 0.0
+    split, trips = cut.name != END, 1 if cut.back is None else 2
+    overhead = float(trips * _FRAME + profile.generator_bytes + profile.tied_bytes) if split else 0.0
+    timed = profile.client_backward_seconds is not None
     return CutCost(
         name=cut.name,
         client_forward=profile.client_forward,
-        client_backward=profile.client_backward,
+        client_backward=profile.client_backward + profile.head,
         server=profile.server_forward + profile.server_backward,
-        smashed=profile.smashed_bytes,
-        gradient=profile.gradient_bytes,
+        smashed=profile.smashed_bytes + profile.returned_gradient_bytes,
+        gradient=profile.gradient_bytes + profile.returned_bytes,
         weights=float(profile.weight_bytes),
         step_up=overhead,
         step_down=overhead,
         memory_fixed=float(profile.weight_bytes + profile.parameter_bytes + (profile.optimizer_bytes or 0)),
         memory_per_sample=profile.activation_bytes,
         client_forward_seconds=profile.client_forward_seconds,
-        client_backward_seconds=profile.client_backward_seconds,
+        client_backward_seconds=(profile.client_backward_seconds or 0.0) + (profile.head_seconds or 0.0)
+        if timed
+        else None,
         server_seconds=profile.server_seconds,
+        trips=trips,
     )
 
 
 def costs_of(cuts: Cuts, batch: Sequence[int], steps: Sequence[int]) -> Costs:
     """Costs of all cuts, for clients with these batch sizes and local steps per round."""
     return Costs(tuple(cost_of(cut) for cut in cuts), tuple(batch), tuple(steps))
+
+
+def _head_share(cut: Cut, client: ClientProfile) -> float:
+    """What part of a client's backward pass, as `cost_of` counts it, is its last layers and the loss."""
+    profile = cut.profile
+    assert profile is not None
+    by_flop = client.flops is not None or profile.head_seconds is None
+    backward, head = profile.client_backward, profile.head
+    if not by_flop:
+        backward, head = profile.client_backward_seconds or 0.0, profile.head_seconds or 0.0
+    return head / (backward + head) if head else 0.0
 
 
 class Planner:
@@ -153,15 +171,20 @@ class Planner:
             order = Orders(cut, steps[client])
             if self.emulate and steps[client]:
                 times = model.times(client, model.names.index(cut.name), plan.shares[client])
+                head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]
                 emulation = Emulation(
                     forward=times.forward / self.batch[client],
-                    backward=times.backward / self.batch[client],
+                    backward=times.backward / self.batch[client] - head,
                     uplink=plan.uplink[client],
                     downlink=plan.downlink[client],
                     latency=self.clients[client].latency,
+                    head=head,
                 )
                 own = None if self.server.flops is None else times.server / self.batch[client]
-                order = replace(order, emulation=emulation, server_seconds=own)
+                assert cut.profile is not None
+                forward, backward = cut.profile.server_forward, cut.profile.server_backward
+                share = forward / max(1.0, forward + backward) if cut.back is not None else 0.0
+                order = replace(order, emulation=emulation, server_seconds=own, server_forward=share)
             orders.append(order)
         return orders
 
@@ -209,7 +232,7 @@ class Planner:
                 "server": split * t.server,
             }
             measured[client.client] = {
-                "compute": real.get("forward", 0.0) + real.get("backward", 0.0),
+                "compute": real.get("forward", 0.0) + real.get("head", 0.0) + real.get("backward", 0.0),
                 "uplink": real.get("uplink", 0.0) + real.get("upload", 0.0),
                 "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
                 "server": real.get("server", 0.0),

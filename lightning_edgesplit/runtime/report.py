@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PHASES = ("download", "forward", "uplink", "wait", "server", "downlink", "backward", "upload", "aggregation")
+PHASES = ("download", "forward", "uplink", "wait", "server", "downlink", "head", "backward", "upload", "aggregation")
 """Phases of a client's round, in their order: the download of its client-side model, then in each local step forward,
 uplink, wait (in the server's queue), server (until the gradient leaves), downlink and backward, then the upload of its
-client-side model and the wait for the aggregation."""
+client-side model and the wait for the aggregation. Where a client runs the last layers too, "head" is these and the
+loss, forward and backward, between two ways to the server and back."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.splitting import Cut
-from lightning_edgesplit.splitting.step import ServerSide
+from lightning_edgesplit.splitting.step import Passed, ServerSide
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,52 @@ class Orders:
         steps: Local steps to take.
         emulation: How fast to be; None: as fast as it can.
         server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
+        server_forward: The fraction of them before the step goes back to the client (`Cut.back`).
     """
 
     cut: Cut
     steps: int
     emulation: Emulation | None = None
     server_seconds: float | None = None
+    server_forward: float = 0.0
 
 
 @dataclass
 class Service:
-    """When an arrival was served, monotonic clock, seconds: arrived, begun, gradient sent, done."""
+    """When an arrival was served, monotonic clock, seconds: arrived, begun, answer sent, done.
+
+    Where a step comes twice, since the client runs the last layers, `first` says when it was here before.
+    """
 
     arrived: float
     begun: float
     sent: float = 0.0
     done: float = 0.0
+    first: Service | None = None
+
+    @property
+    def visits(self) -> list[Service]:
+        """This, and the one before it if there was one, in their order."""
+        return [self] if self.first is None else [self.first, self]
+
+
+@dataclass
+class Halfway:
+    """What the server keeps of a step that went back to the client, until it comes again.
+
+    Attributes:
+        service: When it was here.
+        batch: The batch as the server has it.
+        passed: What went to the client, attached to the graph.
+        buffers: The seat's buffers as they were before the step, by name.
+        logged: Arguments of the calls of ``self.log`` between the cuts.
+    """
+
+    service: Service
+    batch: Any
+    passed: Passed
+    buffers: dict[str, Tensor]
+    logged: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 class Seat:
@@ -53,6 +84,9 @@ class Seat:
         self.tied: dict[str, Tensor] = {}
         self.owes_step = False
         self.outputs: list[list[Any]] = []
+        self.returned: Sequence[Sequence[Any]] = []
+        self.generator: Tensor | None = None
+        self.halfway: Halfway | None = None
         self._sides: dict[str, ServerSide] = {}
         self.left = 0
         self.epoch: int | None = None
@@ -71,6 +105,11 @@ class Seat:
         """Its cut in this round."""
         assert self.orders is not None
         return self.orders.cut
+
+    @property
+    def buffers_before(self) -> dict[str, Tensor]:
+        """Buffers as they were before a step that is under way here and at the client: of that step nothing is seen."""
+        return {} if self.halfway is None else self.halfway.buffers
 
     def server_side(self, module: nn.Module) -> ServerSide:
         """What runs the step behind its cut."""

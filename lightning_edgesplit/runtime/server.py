@@ -6,23 +6,25 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.aggregation import weighted_mean
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.seat import Orders, Seat, Service
+from lightning_edgesplit.runtime.seat import Halfway, Orders, Seat, Service
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
-from lightning_edgesplit.splitting.batch import Withheld
+from lightning_edgesplit.splitting.batch import Withheld, step_arguments
 from lightning_edgesplit.splitting.sides import Sides
+from lightning_edgesplit.splitting.step import Passed, handed_back
 from lightning_edgesplit.splitting.tree import Structure
 
 
@@ -42,6 +44,7 @@ class Server:
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         rules: What clients are told with every round: ``accumulate``, ``clip``.
+        context: Opened around a forward pass between two cuts (mixed precision).
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -63,9 +66,11 @@ class Server:
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
         rules: Mapping[str, Any] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, paced
+        self.context = context
         self.take_step, self.rules = take_step, rules or {"accumulate": 1, "clip": None}
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
@@ -129,7 +134,7 @@ class Server:
             if not order.steps:
                 seat.orders = None if seat.orders is None else replace(seat.orders, steps=0)
                 continue
-            before, seat.orders = seat.orders, order
+            before, seat.orders, seat.returned = seat.orders, order, []
             client_side = set(order.cut.client)
             seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
             seat.bytes_before = seat.link.sent, seat.link.received
@@ -173,21 +178,76 @@ class Server:
         return moved
 
     def arrival(self) -> tuple[int, Frame]:
-        """The next smashed data: in the order in which they come, or of the client whose turn it is."""
+        """The next smashed data: in the order in which they come, or of the client whose turn it is.
+
+        Of steps that go back to their clients it is what comes again; their first half is served here, whoever's turn
+        it is, so that nobody waits for a client that computes its last layers.
+        """
         turn = next(self._turns) if self.in_order else None
         if turn is not None and self.seats[turn].owes_step:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
-        letter = self.inbox.next(Kind.SMASHED, Kind.NORM, link=turn)
-        while letter.frame.kind is Kind.NORM:
-            self._finish(letter)
-            letter = self.inbox.next(Kind.SMASHED, Kind.NORM, link=turn)
+        while True:
+            letter = self.inbox.next(Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=(Kind.THROUGH,))
+            if letter.frame.kind is Kind.NORM:
+                self._finish(letter)
+            elif letter.frame.kind is Kind.THROUGH:
+                self._pass_through(letter)
+            else:
+                break
         seat = self.seats[letter.link]
         self._take_handover(letter.link)
         seat.left -= 1
         if letter.frame.about["index"] % self.rules["accumulate"] == 0:
             seat.gradients = {}
-        seat.services.append(Service(letter.arrived, begun=time.monotonic()))
+        first = seat.halfway.service if seat.halfway is not None else None
+        seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
         return letter.link, letter.frame
+
+    def _pass_through(self, letter: Letter) -> None:
+        """Runs the layers between a client's two cuts, and sends it what they give."""
+        client, frame, seat = letter.link, letter.frame, self.seats[letter.link]
+        back = seat.cut.back
+        assert back is not None
+        service = Service(letter.arrived, begun=time.monotonic())
+        batch = self.batch_of(client, frame)
+        buffers = {name: seat.model[name].clone() for name in self.sides.buffers if name in seat.model}
+        logged: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        with (
+            self.installed(client),
+            saved_tensors_hooks(lambda tensor: tensor.data, lambda tensor: tensor),
+            self.stepping(client, frame, lambda *args, **kwargs: logged.append((args, kwargs))) as passed,
+            torch.enable_grad(),
+            self.context(),
+        ):
+            self.module.training_step(*step_arguments(self.module, batch, frame.about["index"]))  # type: ignore[operator]
+        seat.halfway = Halfway(service, batch, passed, buffers, logged)
+        tensors = [tensor.detach() for tensor in passed.tensors]
+        about: dict[str, Any] = {"notes": passed.notes} if back.reads else {}
+        if seat.cut.random:
+            assert seat.generator is not None
+            tensors.append(seat.generator)
+        if passed.outputs != seat.returned:
+            about["outputs"] = seat.returned = passed.outputs
+        self._stretch(seat, service, frame, forward=True)
+        service.sent = time.monotonic()
+        self._send(client, Frame(Kind.BACK, tensors, about))
+        service.done = time.monotonic()
+
+    @staticmethod
+    def _stretch(seat: Seat, service: Service, frame: Frame, forward: bool) -> None:
+        """Waits until the emulated server would be done."""
+        if seat.orders is not None and seat.orders.server_seconds is not None:
+            share = seat.orders.server_forward if forward else 1 - seat.orders.server_forward
+            seconds = share * seat.orders.server_seconds * frame.about["samples"]
+            time.sleep(max(0.0, service.begun + seconds - time.monotonic()))
+
+    def loss_of(self, client: int, frame: Frame) -> Tensor:
+        """The loss that a client computed itself, as a tensor whose backward pass is the server's part of the step."""
+        seat = self.seats[client]
+        if seat.cut.back is None:
+            return torch.tensor(frame.about["loss"], requires_grad=True)
+        assert seat.halfway is not None
+        return handed_back(frame.about["loss"], frame.tensors, seat.cut.back, seat.halfway.passed.tensors)
 
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
@@ -244,6 +304,10 @@ class Server:
         cut, (leaves, spec) = self.seats[client].cut, self.sample
         if cut.name == END:
             return spec.build(leaves)
+        if frame.kind is Kind.LOSS:
+            halfway = self.seats[client].halfway
+            assert halfway is not None
+            return halfway.batch
         shapes = frame.about["shapes"]
         fits = len(shapes) == len(leaves) and all(
             isinstance(leaf, Tensor) == (shape is not None) and (shape is None or len(shape) == leaf.ndim)
@@ -282,7 +346,6 @@ class Server:
             yield
         finally:
             self.sides.collect()
-            seat.tied = {}
             seat.model = {n: self.sides.buffers.get(n, t) for n, t in seat.model.items()}
             seat.state, self.optimizer.state = self.optimizer.state, mine  # type: ignore[assignment]
             for name, tensor in aggregate.items():
@@ -290,23 +353,32 @@ class Server:
             self.sides.place()
 
     @contextmanager
-    def stepping(self, client: int, frame: Frame) -> Iterator[None]:
-        """While this is open, ``training_step`` begins at the client's cut."""
+    def stepping(self, client: int, frame: Frame, log: Callable[..., None]) -> Iterator[Passed]:
+        """While this is open, ``training_step`` begins at the client's cut.
+
+        Args:
+            client: Whose step it is.
+            frame: What it sent.
+            log: Gets what is logged behind the cut.
+
+        Yields:
+            What goes back to the client at its second cut, once the step was there.
+        """
         seat = self.seats[client]
-        service, random = seat.services[-1], seat.cut.random
-        own_generator = torch.get_rng_state()
+        random, own_generator = seat.cut.random, torch.get_rng_state()
+        server_side = seat.server_side(self.module)
 
         def send(gradients: list[Tensor]) -> None:
-            if seat.orders is not None and seat.orders.server_seconds is not None:
-                left = service.begun + seat.orders.server_seconds * frame.about["samples"] - time.monotonic()
-                time.sleep(max(0.0, left))
-            state = [after[0]] if random else []
+            self._stretch(seat, seat.services[-1], frame, forward=False)
+            state = [seat.generator] if random and seat.cut.back is None and seat.generator is not None else []
             if seat.cut.tied:
                 self._answer = gradients, state  # until the gradients of tied weights are complete
             else:
                 self._send_gradients(client, gradients, state)
 
-        after: list[Tensor] = []
+        def log_behind_the_cut(*args: Any, **kwargs: Any) -> None:
+            if server_side.cut_was_reached:
+                log(*args, **kwargs)
 
         def at_cut() -> None:
             if random:
@@ -316,9 +388,17 @@ class Server:
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
         notes = frame.about.get("notes", ())
-        with seat.server_side(self.module).receiving(crossing, seat.outputs, notes, send, at_cut):
-            yield
-        after.append(torch.get_rng_state())
+        self.module.__dict__["log"] = log_behind_the_cut
+        try:
+            with server_side.receiving(crossing, seat.outputs, notes, send, at_cut) as passed:
+                yield passed
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"This was the server's side of {seat.name}'s step.")
+            raise
+        finally:
+            del self.module.__dict__["log"]
+        seat.generator = torch.get_rng_state() if random else None
         if random:
             torch.set_rng_state(own_generator)
 
@@ -380,6 +460,7 @@ class Server:
         service = self.seats[client].services[-1]
         service.done = time.monotonic()
         service.sent = service.sent or service.done
+        self.seats[client].halfway, self.seats[client].tied = None, {}
         return not any(seat.left for seat in self.seats)
 
     @property
@@ -487,7 +568,8 @@ class Server:
         if not any(samples):
             return
         models = [
-            {**seat.model, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}  # more may follow them
+            # of the client's tensors more may follow than its weights
+            {**seat.model, **seat.buffers_before, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}
             for letter in letters
             for seat in (self.seats[letter.link],)
         ]

@@ -18,6 +18,7 @@ class Emulation:
     Attributes:
         forward: Seconds per sample of its forward pass.
         backward: Seconds per sample of its backward pass and optimizer step.
+        head: Seconds per sample of its last layers and the loss, forward and backward, where the step comes back.
         uplink: Rate towards the server, bit/s; None: not limited.
         downlink: Rate from the server, bit/s; None: not limited.
         latency: One-way delay of a message, seconds.
@@ -28,6 +29,7 @@ class Emulation:
     uplink: float | None = None
     downlink: float | None = None
     latency: float = 0.0
+    head: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers."""
@@ -116,6 +118,11 @@ class Throttle:
         """Waits until a forward pass over `samples` that began at `start` would be done."""
         if self.emulation is not None:
             self._until(start + self.emulation.forward * samples)
+
+    def head(self, start: float, samples: int) -> None:
+        """Waits until the last layers and the loss over `samples`, begun at `start`, would be done, both ways."""
+        if self.emulation is not None:
+            self._until(start + self.emulation.head * samples)
 
     def backward(self, start: float, samples: int) -> None:
         """Waits until a backward pass over `samples` that began at `start` would be done."""

@@ -30,7 +30,11 @@ _ROW = 2 + MAX_DIMS
 
 
 class Kind(IntEnum):
-    """What a frame is for."""
+    """What a frame is for.
+
+    A local step is ``SMASHED`` up, ``GRADIENT`` down. Where the step comes back to the client (`Cut.back`) it is
+    ``THROUGH`` up, ``BACK`` down, ``LOSS`` up, ``GRADIENT`` down.
+    """
 
     ALIVE = 0
     ROUND = 1
@@ -46,6 +50,9 @@ class Kind(IntEnum):
     NORM = 11
     CLIP = 12
     RESTORE = 13
+    THROUGH = 14
+    BACK = 15
+    LOSS = 16
 
 
 @dataclass

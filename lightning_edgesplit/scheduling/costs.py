@@ -32,6 +32,7 @@ class CutCost:
         client_forward_seconds: Measured on this machine with one thread, seconds per sample; None: not measured.
         client_backward_seconds: The same for the client's backward pass and optimizer step.
         server_seconds: Measured on this machine with the server's threads, forward and backward, seconds per sample.
+        trips: How often a local step goes to the server and back: 1; 2 where the client runs the last layers too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CutCost:
     client_forward_seconds: float | None = None
     client_backward_seconds: float | None = None
     server_seconds: float | None = None
+    trips: int = 1
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class LatencyModel:
         up = fix.uplink[client] * _seconds_per_byte(share, self.server.uplink, profile.uplink)
         down = fix.downlink[client] * _seconds_per_byte(share, self.server.downlink, profile.downlink)
         forward, backward = self._client_seconds(profile, cost)
-        message = profile.latency if split else 0.0
+        message = cost.trips * profile.latency if split else 0.0
         return StepTimes(
             forward=fix.compute[client] * batch * forward,
             uplink=up * (batch * cost.smashed + cost.step_up) + message,
@@ -178,7 +178,7 @@ class LatencyModel:
         down = fix.downlink[client] * (steps * (batch * cost.gradient + cost.step_down) + cost.weights)
         forward, backward = self._client_seconds(profile, cost)
         server = len(self.clients) * fix.server[client] * self._server_seconds(cost)
-        messages = 2 + (2 * steps if cost.name != END else 0)
+        messages = 2 + (2 * cost.trips * steps if cost.name != END else 0)
         fixed = steps * batch * (fix.compute[client] * (forward + backward) + server) + messages * profile.latency
         return (
             fixed,

@@ -27,6 +27,10 @@ TOLERANCE = 1e-4
 """Largest difference between a split and an uncut gradient, relative to the gradient's maximum (fp32 rounding)."""
 
 
+PATCHED = ("log", "log_dict", "_on_before_batch_transfer")
+"""Methods that a run replaces on the module itself, and that a copy of it must not drag along."""
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Restores the random generators of torch, numpy and Python."""
@@ -47,6 +51,7 @@ def copy_of(module: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.M
     Raises:
         TypeError: If the module cannot be copied.
     """
+    patched = {name: module.__dict__.pop(name) for name in PATCHED if name in module.__dict__}
     try:
         probe, copied = copy.deepcopy((module, optimizer))
     except Exception as error:
@@ -54,6 +59,8 @@ def copy_of(module: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.M
             f"{type(module).__name__} cannot be copied for the proof of its cuts ({error}): keep what cannot be copied"
             " (locks, files, loggers) out of the module's attributes, or give it a __deepcopy__."
         ) from error
+    finally:
+        module.__dict__.update(patched)
     probe.__dict__["_trainer"] = module.__dict__.get("_trainer")
     probe.__dict__["log"] = probe.__dict__["log_dict"] = lambda *args, **kwargs: None
     return probe, copied

@@ -149,7 +149,7 @@ def test_flop_of_both_sides_and_of_the_head_are_those_of_the_uncut_step():
 
 def test_a_second_cut_that_is_none_is_refused():
     module = Classifier(MODELS["in-place behind both"][0]())
-    with pytest.raises(ValueError, match="second_cut='net.9' names no module.*choose from net.0"):
+    with pytest.raises(ValueError, match=r"second_cut='net\.9' names no module.*choose from net\.0"):
         find_cuts(module, vectors(), second_cut="net.9")
     cuts = find_cuts(module, vectors(), second_cut="net.4")
     assert cuts.refused["net.5"] == "it does not come before the second cut"
