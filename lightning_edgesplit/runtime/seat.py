@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.splitting import Cut
@@ -71,6 +73,28 @@ class Seat:
         """Its cut in this round."""
         assert self.orders is not None
         return self.orders.cut
+
+    def move_state(
+        self, before: Iterable[str], parameters: dict[str, nn.Parameter], fresh: states.State | None
+    ) -> states.State:
+        """The optimizer state that goes to the client with the round; what the server needs stays here.
+
+        Args:
+            before: Names of what was the client's side in its last round.
+            parameters: The module's, by name.
+            fresh: The state of a whole model to begin with; None: go on with what there is.
+        """
+        own = set(self.cut.client)
+        if fresh is None:
+            old = set(before)
+            self.handover = any(name in parameters for name in old - own)
+            moved = states.read(self.state, parameters, [name for name in self.cut.client if name not in old])
+            for name in moved:
+                del self.state[parameters[name]]
+            return moved
+        fresh = states.copy(fresh)
+        self.state = defaultdict(dict, {parameters[name]: s for name, s in fresh.items() if name not in own})
+        return {name: entries for name, entries in fresh.items() if name in own}
 
     def server_side(self, module: nn.Module) -> ServerSide:
         """What runs the step behind its cut."""

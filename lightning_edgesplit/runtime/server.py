@@ -1,10 +1,9 @@
-"""The server's half of the round: arrivals in, gradients out, whole models aggregated."""
+"""The server's half of the round: arrivals in, gradients out."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,18 +15,17 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states
-from lightning_edgesplit.runtime.aggregation import weighted_mean
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.seat import Orders, Seat, Service
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
-from lightning_edgesplit.splitting import END, Cut
+from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.tree import Structure
 
 
 class Server:
-    """Serves the clients' steps with one server-side model per client, and aggregates (SplitFed-V1, EdgeSplit).
+    """Serves the clients' steps with one server-side model per client (SplitFed-V1, EdgeSplit).
 
     Args:
         module: The LightningModule that the Trainer trains.
@@ -36,8 +34,6 @@ class Server:
         names: One per client.
         sample: Leaves and structure of a sample batch.
         heartbeat: Seconds between two signs of life.
-        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
-            client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
@@ -46,7 +42,6 @@ class Server:
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
         greetings: What every client said of its data: ``batches``, ``samples``, ``batch``.
-        uploads: The clients' last letters of the round that `aggregate` ended.
         began: When the round began, monotonic clock, seconds.
     """
 
@@ -58,22 +53,19 @@ class Server:
         names: Sequence[str],
         sample: tuple[list[Any], Structure],
         heartbeat: float,
-        optimizer_state: str = "keep",
         in_order: bool = False,
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
         rules: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
-        self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, paced
+        self.in_order, self.paced = in_order, paced
         self.take_step, self.rules = take_step, rules or {"accumulate": 1, "clip": None}
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)
-        self.uploads: list[Letter] = []
         self.began = 0.0
         self._turns: Iterator[int] = iter(())
-        self._mean_state: states.State = {}
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -108,7 +100,13 @@ class Server:
         self._pulse.join(timeout)
         self.inbox.join(timeout)
 
-    def _send(self, client: int, frame: Frame) -> None:
+    def send(self, client: int, frame: Frame) -> None:
+        """Sends a frame to a client.
+
+        Raises:
+            ClientFailedError: If the client said why it is gone.
+            ClientLostError: If it is gone.
+        """
         try:
             self.seats[client].link.send(frame)
         except ClientLostError as error:
@@ -116,12 +114,13 @@ class Server:
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def start_round(self, orders: Sequence[Orders], **about: Any) -> None:
+    def start_round(self, orders: Sequence[Orders], fresh_state: states.State | None = None, **about: Any) -> None:
         """Hands every client the aggregate of its side, its cut and its local steps.
 
         Args:
             orders: One per client.
-            about: More for every client: ``epoch``, ``global_step``.
+            fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
+            about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
         self.began = time.monotonic()
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
@@ -133,44 +132,23 @@ class Server:
             client_side = set(order.cut.client)
             seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
             seat.bytes_before = seat.link.sent, seat.link.received
-            moved = self._move_state(seat, before.cut if before is not None else None)
-            state, tensors = states.pack(moved)
+            old = before.cut.client if before is not None else ()
+            state, tensors = states.pack(seat.move_state(old, self.sides.parameters, fresh_state))
             seat.groups = self.hyper_parameters()
             emulation = order.emulation.to_json() if order.emulation is not None else None
             new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
             more = {
                 "new_epoch": new_epoch, "stream": len(self.seats) == 1,
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
-                "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
+                "fresh_state": fresh_state is not None,
                 "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
             # one client and the server share one random stream, as everything does in a plain run
             stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
-            self._send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
+            self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
         steps = max(order.steps for order in orders)
         self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
-
-    def _move_state(self, seat: Seat, before: Cut | None) -> states.State:
-        """The optimizer state that goes to the client with the round; what stays is in the seat."""
-        parameters = self.sides.parameters
-        if self.optimizer_state == "keep":
-            old = set(before.client) if before is not None else set()
-            seat.handover = any(n in parameters for n in old - set(seat.cut.client))
-            gained = [name for name in seat.cut.client if name not in old]
-            moved = states.read(seat.state, parameters, gained)
-            for name in moved:
-                del seat.state[parameters[name]]
-            return moved
-        seat.state = defaultdict(dict)
-        moved = {}
-        for name, entries in self._mean_state.items():
-            own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
-            if name in seat.cut.client:
-                moved[name] = own
-            else:
-                seat.state[parameters[name]] = own
-        return moved
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is."""
@@ -182,12 +160,18 @@ class Server:
             self._finish(letter)
             letter = self.inbox.next(Kind.SMASHED, Kind.NORM, link=turn)
         seat = self.seats[letter.link]
-        self._take_handover(letter.link)
+        self.take_handover(letter.link)
         seat.left -= 1
         if letter.frame.about["index"] % self.rules["accumulate"] == 0:
             seat.gradients = {}
         seat.services.append(Service(letter.arrived, begun=time.monotonic()))
         return letter.link, letter.frame
+
+    def settle(self) -> None:
+        """Takes the steps that wait for a client's norm."""
+        for client, seat in enumerate(self.seats):
+            if seat.owes_step:
+                self._finish(self.inbox.next(Kind.NORM, link=client))
 
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
@@ -219,10 +203,10 @@ class Server:
         factor = min(1.0, limit / (norm + 1e-6))
         for gradient in gradients:
             gradient.mul_(factor)
-        self._send(client, Frame(Kind.CLIP, about={"factor": factor}))
+        self.send(client, Frame(Kind.CLIP, about={"factor": factor}))
 
-    def _take_handover(self, client: int) -> None:
-        """The optimizer state of what has moved to the server's side; the client sends it before anything else."""
+    def take_handover(self, client: int) -> None:
+        """Takes in the optimizer state of what has moved to the server's side; it comes before anything else."""
         seat = self.seats[client]
         if seat.handover:
             frame = self.inbox.next(Kind.HANDOVER, link=client).frame
@@ -324,7 +308,7 @@ class Server:
 
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
         self.seats[client].services[-1].sent = time.monotonic()
-        self._send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+        self.send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -360,7 +344,7 @@ class Server:
     def acknowledge(self, client: int) -> None:
         """Lets a client that ran the whole step itself go on, where it waits for the next hyper-parameters."""
         if self.paced:
-            self._send(client, Frame(Kind.GRADIENT, (), self._news(self.seats[client])))
+            self.send(client, Frame(Kind.GRADIENT, (), self._news(self.seats[client])))
 
     def _news(self, seat: Seat) -> dict[str, Any]:
         """Hyper-parameters, where they are not those that the client had last."""
@@ -387,123 +371,6 @@ class Server:
         """Whether some, but not all arrivals of the round have been served."""
         return any(seat.left for seat in self.seats) and any(seat.services for seat in self.seats)
 
-    # ---- whole models ------------------------------------------------------------------------------------------------
-
-    def aggregate(self) -> None:
-        """Ends a round: waits for the clients' sides, and lets the module hold the weighted mean of whole models."""
-        self._settle()
-        self.uploads = self._letters(Kind.UPLOAD)
-        if len(self.seats) == 1:
-            torch.set_rng_state(self.uploads[0].frame.tensors[-2])
-        self._take_mean(self.uploads)
-        if self.optimizer_state == "average":
-            self._mean_state = self._mean_of_states(self.uploads)
-
-    def snapshot(self) -> None:
-        """Lets the module hold the mean of the models as they are in mid-round; the clients are not disturbed."""
-        self._take_mean(self._snapshots(weights=True, state=False))
-
-    def gather_optimizer_state(self) -> None:
-        """Lets the Trainer's optimizer hold the weighted mean of the clients' states, as a checkpoint wants it."""
-        letters = self._snapshots(weights=False, state=True)
-        mean = self._mean_of_states(letters)
-        self.optimizer.state = defaultdict(dict, {self.sides.parameters[name]: own for name, own in mean.items()})
-
-    def _settle(self) -> None:
-        """Takes the steps that wait for a client's norm."""
-        for client, seat in enumerate(self.seats):
-            if seat.owes_step:
-                self._finish(self.inbox.next(Kind.NORM, link=client))
-
-    def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
-        self._settle()
-        for client in self._active():
-            self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state, "position": False}))
-        return self._letters(Kind.SNAPSHOT)
-
-    def positions(self) -> list[dict[str, Any]]:
-        """What every client needs to go on later as if nothing had happened: optimizer state, data, random streams.
-
-        Exact between two rounds; in mid-round it is where the clients are.
-        """
-        self._settle()
-        order = {"weights": False, "state": True, "position": True}
-        for client in range(len(self.seats)):
-            self._take_handover(client)
-            self._send(client, Frame(Kind.SNAPSHOT, about=order))
-        letters = sorted((self.inbox.next(Kind.SNAPSHOT) for _ in self.seats), key=lambda letter: letter.link)
-        positions = []
-        for seat, letter in zip(self.seats, letters, strict=True):
-            about, rest = letter.frame.about, iter(letter.frame.tensors)
-            own = states.unpack(about["state"], rest)
-            behind = states.read(seat.state, self.sides.parameters, self.sides.parameters)
-            copied = {
-                name: {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
-                for name, entries in {**behind, **own}.items()
-            }
-            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
-        if len(positions) == 1 and not self.in_mid_round:
-            positions[0]["tensors"][0] = torch.get_rng_state()
-        return positions
-
-    def restore(self, positions: Sequence[dict[str, Any]] | None, epoch: int | None) -> None:
-        """Goes on where `positions` were noted.
-
-        Args:
-            positions: What `positions` returned; None: every client takes the optimizer's state, with data from their
-                beginning.
-            epoch: The epoch that is under way; None: the next round begins one.
-        """
-        whole = states.read(self.optimizer.state, self.sides.parameters, self.sides.parameters)
-        if self.optimizer_state == "average":
-            self._mean_state = whole
-        for client, seat in enumerate(self.seats):
-            own = whole if positions is None else positions[client]["state"]
-            seat.state = defaultdict(dict)
-            for name, entries in own.items():
-                seat.state[self.sides.parameters[name]] = {
-                    key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()
-                }
-            if positions is not None:
-                seat.epoch = epoch
-                if len(self.seats) == 1:
-                    torch.set_rng_state(positions[0]["tensors"][0])
-                about = positions[client]["position"]
-                self._send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
-
-    def _active(self) -> list[int]:
-        return [client for client, seat in enumerate(self.seats) if seat.active]
-
-    def _letters(self, kind: Kind) -> list[Letter]:
-        """One letter of that kind from every client that takes part, in the order of their numbers."""
-        active = self._active()
-        for client in active:
-            self._take_handover(client)  # of those that have no local step yet
-        letters = [self.inbox.next(kind) for _ in active]
-        return sorted(letters, key=lambda letter: letter.link)
-
-    def _take_mean(self, letters: Sequence[Letter]) -> None:
-        samples = [letter.frame.about["samples"] for letter in letters]
-        if not any(samples):
-            return
-        models = [
-            {**seat.model, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}  # more may follow them
-            for letter in letters
-            for seat in (self.seats[letter.link],)
-        ]
-        with torch.no_grad():
-            for name in self.sides.names:
-                self.sides.set(name, weighted_mean([model[name] for model in models], samples))
-
-    def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
-        whole: list[states.State] = []
-        for letter in letters:
-            seat, about = self.seats[letter.link], letter.frame.about
-            tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
-            own = states.read(seat.state, self.sides.parameters, self.sides.parameters)
-            whole.append({**own, **states.unpack(about["state"], tensors)})
-        return states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
-
     def stop(self) -> None:
         """An orderly end: says stop, and waits for every client's goodbye.
 
@@ -511,7 +378,7 @@ class Server:
             ClientFailedError: If a client failed instead.
         """
         for client in range(len(self.seats)):
-            self._send(client, Frame(Kind.STOP))
+            self.send(client, Frame(Kind.STOP))
         for _ in self.seats:
             self.inbox.next(Kind.GOODBYE)
         self._ended.set()
