@@ -25,8 +25,10 @@ from typing_extensions import override
 from lightning_edgesplit import options
 from lightning_edgesplit.arrivals import Arrivals, Preparation
 from lightning_edgesplit.clients import ClientProcess
+from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
+from lightning_edgesplit.runtime import trained
 from lightning_edgesplit.runtime.accounting import report_of
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
@@ -174,7 +176,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 " parameters into it, in groups where they differ."
             )
         module = trainer.lightning_module
-        module.train()
         self._clip = options.clipping(trainer)
         self._preparation = Preparation(module, self.precision_plugin, super().batch_to_device, self._is_arrival)
         process = ClientProcess(
@@ -208,7 +209,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             learning=not torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
         self._plan_round([self.round_steps or 1] * clients)
-        self._proven = self._trained()
+        self._sample, self._proven = batch, self._trained()
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
@@ -249,10 +250,29 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
         self._announce()
 
-    def _trained(self) -> list[Any]:
-        """What is trained, and in which group of the optimizer."""
-        groups = [len(group["params"]) for group in _plain(self.optimizers[0]).param_groups]
-        return [p.requires_grad for p in self.lightning_module.parameters()] + groups  # type: ignore[union-attr]
+    def _trained(self) -> trained.Trained:
+        module = self._trainer.lightning_module
+        return trained.read(module, dict(module.named_parameters()), _plain(self.optimizers[0]))
+
+    def _prove_anew(self, round_: int) -> None:
+        """Finds the cuts of what is trained from now on.
+
+        Raises:
+            ImpossibleCutError: If a cut that the user named is none any more.
+        """
+        assert self._planner is not None
+        assert self._server is not None
+        try:
+            self.cuts = self._find_cuts(self._sample)
+        except ImpossibleCutError as error:
+            raise ImpossibleCutError(
+                f"what is trained has changed before round {round_} (a callback that freezes or thaws?): {error} Or"
+                " leave `cuts` to a policy, which takes other cuts then."
+            ) from error
+        self._planner.take(self.cuts)
+        for seat in self._server.seats:
+            seat.forget_sides()
+        self._proven = self._trained()
 
     def _paced(self) -> bool:
         """Whether the optimizer's rates may move with every arrival, so that their order matters."""
@@ -320,10 +340,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             trainer.fit_loop._combined_loader.limits = None  # it asks again
         for round_ in self._agenda.go_through(trainer.current_epoch):
             if self._trained() != self._proven:
-                raise ValueError(
-                    "requires_grad, or the optimizer's groups, have changed between two rounds (BaseFinetuning?): cuts"
-                    " are proven for what is trained. End this `fit`, and call it again with the new setting."
-                )
+                self._prove_anew(self._agenda.ended)
             self._plan_round(round_.steps)
             assert self.plan is not None
             server.start_round(
@@ -331,6 +348,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(sum(round_.steps)):
+                if self._trained() != self._proven:
+                    raise ValueError(
+                        "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"
+                        " change it at the start of an epoch, or set `round_steps` so that a round ends before."
+                    )
                 client, frame = server.arrival()
                 self._share_cores()
                 batch = server.batch_of(client, frame)

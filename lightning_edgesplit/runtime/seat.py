@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.throttle import Emulation
+from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.splitting import Cut
 from lightning_edgesplit.splitting.step import ServerSide
@@ -60,6 +61,7 @@ class Seat:
         self.epoch: int | None = None
         self.handover = False
         self.groups: list[dict[str, Any]] = []
+        self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
         self.bytes_before = (0, 0)
 
@@ -73,6 +75,10 @@ class Seat:
         """Its cut in this round."""
         assert self.orders is not None
         return self.orders.cut
+
+    def forget_sides(self) -> None:
+        """The cuts were proven anew, since something else is trained."""
+        self._sides = {}
 
     def move_state(
         self, before: Iterable[str], parameters: dict[str, nn.Parameter], fresh: states.State | None

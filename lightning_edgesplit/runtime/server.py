@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
-from lightning_edgesplit.runtime import states
+from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.seat import Orders, Seat, Service
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
@@ -121,8 +121,11 @@ class Server:
             orders: One per client.
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
+
+        The rules may have changed since the round before; so may what is trained, of which a client hears then.
         """
         self.began = time.monotonic()
+        now = trained.read(self.module, self.sides.parameters, self.optimizer)
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
             seat.left, seat.services = order.steps, []
             if not order.steps:
@@ -134,13 +137,14 @@ class Server:
             seat.bytes_before = seat.link.sent, seat.link.received
             old = before.cut.client if before is not None else ()
             state, tensors = states.pack(seat.move_state(old, self.sides.parameters, fresh_state))
+            news, seat.trained = None if now == seat.trained else now, now
             seat.groups = self.hyper_parameters()
             emulation = order.emulation.to_json() if order.emulation is not None else None
             new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
             more = {
                 "new_epoch": new_epoch, "stream": len(self.seats) == 1,
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
-                "fresh_state": fresh_state is not None,
+                "fresh_state": fresh_state is not None, "trained": news,
                 "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
