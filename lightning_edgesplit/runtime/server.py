@@ -37,7 +37,6 @@ class Server:
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
-        rules: What clients are told with every round: ``accumulate``, ``clip``.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -56,11 +55,11 @@ class Server:
         in_order: bool = False,
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
-        rules: Mapping[str, Any] | None = None,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
-        self.take_step, self.rules = take_step, rules or {"accumulate": 1, "clip": None}
+        self.take_step = take_step
+        self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)
@@ -114,17 +113,18 @@ class Server:
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def start_round(self, orders: Sequence[Orders], fresh_state: states.State | None = None, **about: Any) -> None:
-        """Hands every client the aggregate of its side, its cut and its local steps.
+    def start_round(
+        self, orders: Sequence[Orders], rules: Mapping[str, Any], fresh_state: states.State | None = None, **about: Any
+    ) -> None:
+        """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
 
         Args:
             orders: One per client.
+            rules: How steps are taken: ``accumulate`` batches for each, gradients that ``clip`` limits.
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
-
-        The rules may have changed since the round before; so may what is trained, of which a client hears then.
         """
-        self.began = time.monotonic()
+        self.began, self.rules = time.monotonic(), dict(rules)
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
             seat.left, seat.services = order.steps, []

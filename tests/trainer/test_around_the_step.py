@@ -182,8 +182,13 @@ class WithBackboneAndAdamW(WithBackbone):
     make_optimizer = staticmethod(lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-4))  # gradients of 0 stay small
 
 
-def thawing(train_bn=True):
-    return [cb.BackboneFinetuning(1, lambda epoch: 1.5, backbone_initial_ratio_lr=0.5, train_bn=train_bn)]
+class WithFrozenNorms(cb.BackboneFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone, train_bn=False)
+
+
+def thawing(kind=cb.BackboneFinetuning):
+    return [kind(1, lambda epoch: 1.5, backbone_initial_ratio_lr=0.5)]
 
 
 BATCH_NORM_IS_TRAINED_ALREADY = pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
@@ -250,7 +255,7 @@ def test_norms_that_thaw_count_again_and_modules_put_to_rest_rest():
         def training_step(self, batch, batch_idx):
             return super().training_step([self.ahead(batch[0]), batch[1]], batch_idx)
 
-    both(Ahead, "backbone.1", callbacks=lambda: [*thawing(train_bn=False), Resting()], epochs=4)
+    both(Ahead, "backbone.1", callbacks=lambda: [*thawing(WithFrozenNorms), Resting()], epochs=4)
 
 
 def test_policies_take_other_cuts_when_a_named_one_is_frozen():
@@ -289,18 +294,90 @@ def test_freezing_within_a_round_is_refused():
         fit(Deterministic(), split(), callbacks=[Freeze()])
 
 
-@feature(
-    "StochasticWeightAveraging", "refused", "it trains on without clients; average checkpoints, or use WeightAveraging"
-)
-def test_swa_is_refused():
-    with pytest.raises(ValueError, match="StochasticWeightAveraging"):
+class WithLayersAlone(WithAdamW):
+    def __init__(self):
+        super().__init__(torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10)))
+
+
+SWA = "StochasticWeightAveraging"
+
+
+@feature(SWA + " without batch norm")
+@pytest.mark.filterwarnings("ignore:Swapping scheduler")
+def test_swa():
+    both(WithLayersAlone, "net.0", callbacks=lambda: [cb.StochasticWeightAveraging(0.05, 2)], epochs=5)
+
+
+@feature(SWA + " with batch norm", "refused", "it passes over the data once more without steps: use WeightAveraging")
+def test_swa_with_batch_norm_is_refused():
+    with pytest.raises(ValueError, match=r"StochasticWeightAveraging.*batch norm"):
         fit(Classifier(), split(), callbacks=[cb.StochasticWeightAveraging(0.01)])
 
 
-@feature("GradientAccumulationScheduler", "refused", "use `accumulate_grad_batches`")
-def test_accumulation_that_changes_is_refused():
-    with pytest.raises(ValueError, match="GradientAccumulationScheduler"):
-        fit(Classifier(), split(), callbacks=[cb.GradientAccumulationScheduler({1: 2})])
+class PerEpoch(getattr(cb, "WeightAveraging", cb.Callback)):
+    def should_update(self, step_idx=None, epoch_idx=None):
+        return epoch_idx is not None
+
+
+@feature(
+    "WeightAveraging, EMAWeightAveraging",
+    how="average what the Trainer has: the last aggregate; per step as in plain training with `round_steps=1`",
+)
+@pytest.mark.skipif(not hasattr(cb, "WeightAveraging"), reason="came with lightning 2.6")
+@pytest.mark.parametrize("per_step", [False, True])
+def test_averaged_weights(per_step):
+    def averaging():
+        return [cb.EMAWeightAveraging(decay=0.8) if per_step else PerEpoch()]
+
+    torch.manual_seed(3)
+    plain = Validated()
+    other = copy.deepcopy(plain)
+    expected = fit(plain, "auto", callbacks=averaging(), epochs=3, val=True)
+    actual = fit(other, split(round_steps=1 if per_step else None), callbacks=averaging(), epochs=3, val=True)
+    torch.testing.assert_close(other.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.callback_metrics, expected.callback_metrics)
+    torch.manual_seed(3)
+    unaveraged = Validated()
+    fit(unaveraged, "auto", epochs=3, val=True)
+    assert not torch.allclose(unaveraged.net[0].weight, plain.net[0].weight)
+
+
+@feature("GradientAccumulationScheduler", how="`round_steps` is a multiple of every factor")
+@pytest.mark.parametrize("cut", ["net.2", "end"])
+def test_accumulation_that_changes(cut):
+    def scheduled():
+        return [cb.GradientAccumulationScheduler({0: 2, 1: 1, 2: 4})]
+
+    expected, actual = both(WithAdamW, cut, callbacks=scheduled, epochs=4, gradient_clip_val=0.5)
+    assert actual.global_step == expected.global_step
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches.*round_steps"):
+        fit(Classifier(), split(cut, round_steps=2), callbacks=scheduled())
+
+
+@feature("`max_time`", how="ends at the limit; the mean of what there is, is in the module")
+def test_a_run_that_is_out_of_time():
+    expected, actual = both(WithAdamW, max_time={"microseconds": 1}, epochs=-1)
+    assert actual.global_step == expected.global_step == 1
+
+
+@feature("`precision` 16-mixed", how="is Lightning's bf16-mixed on a CPU")
+def test_16_mixed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, actual = both(Classifier, precision="16-mixed")
+    assert actual.precision == "bf16-mixed"
+
+
+@feature("the name space `pytorch_lightning`", "refused", "`import lightning.pytorch as pl`")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pytorch_lightning_is_refused():
+    other = pytest.importorskip("pytorch_lightning")
+    with pytest.raises(ValueError, match=r"EdgeSplitStrategy of 1 clients.*import lightning\.pytorch as pl"):
+        other.Trainer(strategy=split(), **QUIET)
+    from pytorch_lightning.demos.boring_classes import BoringModel as OtherModel
+
+    with pytest.raises(TypeError, match="single import style"):
+        fit(OtherModel(), split("layer"))
 
 
 @feature("BatchSizeFinder, Tuner", "refused", "tune with the plain Trainer, then train split")
