@@ -243,6 +243,20 @@ class ExternalLauncher:
         """See `Launcher.kill`; they end when their link does."""
 
 
+def launch(launcher: str, clients: int, main: Callable[[int], None], server: str) -> Launcher:
+    """Starts the clients, or leaves that to somebody else.
+
+    Args:
+        launcher: ``"fork"``, ``"script"`` or ``"external"``.
+        clients: How many.
+        main: What client k runs, where it is forked.
+        server: Address of the server, host:port, for those that are not.
+    """
+    if launcher == "fork":
+        return ForkLauncher(clients, main)
+    return ScriptLauncher(clients, server) if launcher == "script" else ExternalLauncher()
+
+
 def _own_command() -> list[str]:
     """The command that this process was started with."""
     main = sys.modules["__main__"]

@@ -9,10 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from omegaconf import DictConfig, ListConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
@@ -116,8 +118,6 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
 
 
 CALLBACKS = {
-    "StochasticWeightAveraging": "it trains on after the clients have ended; use WeightAveraging",
-    "GradientAccumulationScheduler": "use the Trainer's accumulate_grad_batches, the same for the whole run",
     "BatchSizeFinder": "tune with the plain Trainer, then train split",
     "LearningRateFinder": "tune with the plain Trainer, then train split",
 }
@@ -130,6 +130,12 @@ def clipping(trainer: pl.Trainer) -> tuple[str, float] | None:
     if not limit:
         return None
     return "value" if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE else "norm", float(limit)
+
+
+def _accumulated(trainer: pl.Trainer) -> list[int]:
+    """Every number of batches that the run accumulates gradients over."""
+    schedulers = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return [trainer.accumulate_grad_batches, *(n for s in schedulers for n in s.scheduling.values())]
 
 
 def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
@@ -148,8 +154,9 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             f"use one of {', '.join(PRECISIONS)} (a gradient scaler would have to work on both sides at once)",
         ),
         "accumulate_grad_batches": (
-            (getattr(strategy, "round_steps", None) or 0) % trainer.accumulate_grad_batches != 0,
-            "let `round_steps` be a multiple of it, so that a round ends with a step",
+            any((getattr(strategy, "round_steps", None) or 0) % factor for factor in _accumulated(trainer)),
+            "let `round_steps` be a multiple of it, also where GradientAccumulationScheduler changes it, so that a"
+            " round ends with a step",
         ),
         "reload_dataloaders_every_n_epochs": (
             bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0)),
@@ -164,6 +171,12 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             if type(callback).__name__ == name:
                 raise ValueError(f"the callback {name} does not work with EdgeSplitStrategy: {way_out}.")
     module = trainer.lightning_module
+    averages = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if averages and any(isinstance(child, _BatchNorm) for child in module.modules()):
+        raise ValueError(
+            "the callback StochasticWeightAveraging does not work with EdgeSplitStrategy for a module with batch norm,"
+            " whose statistics it takes from one more pass over the data without a step: use WeightAveraging."
+        )
     if getattr(module, "_compiler_ctx", None) or any(type(m).__name__ == "OptimizedModule" for m in module.modules()):
         raise ValueError(
             "a module under torch.compile cannot be cut, since its layers are not called one by one: hand the module"

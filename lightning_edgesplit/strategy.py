@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
@@ -25,31 +23,28 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_edgesplit import options
-from lightning_edgesplit.launcher import (
-    CLIENT,
-    ExternalLauncher,
-    ForkLauncher,
-    Launcher,
-    Role,
-    ScriptLauncher,
-    behave_as_client,
-)
+from lightning_edgesplit.arrivals import Arrivals, Preparation
+from lightning_edgesplit.clients import ClientProcess
+from lightning_edgesplit.errors import ImpossibleCutError
+from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
+from lightning_edgesplit.runtime import trained
 from lightning_edgesplit.runtime.accounting import report_of
-from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
+from lightning_edgesplit.runtime.resume import Resume
+from lightning_edgesplit.runtime.rounds import Rounds, limited
+from lightning_edgesplit.runtime.second_cut import clients_loss
 from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
-from lightning_edgesplit.scheduling import Corrections, Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import batch_size
-from lightning_edgesplit.splitting.proof import generators_kept
-from lightning_edgesplit.splitting.structures import structures_of
-from lightning_edgesplit.splitting.tree import Structure, flatten
+from lightning_edgesplit.splitting.tree import flatten
 
 SPANS_KEPT = 50
 """Rounds whose timelines stay in `EdgeSplitStrategy.rounds`; of older ones only the sums do."""
@@ -130,6 +125,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.plan: Plan | None = None
         self.rounds: list[RoundReport] = []
         self._server: Server | None = None
+        self._whole: WholeModels | None = None
         self._abandoned: Server | None = None
         self._planner: Planner | None = None
         self._processes: Launcher | None = None
@@ -137,21 +133,29 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._source: Any = None
-        self._after_round = _Round([], 0, [])
-        self._left: tuple[int, int, list[int]] | None = None
-        self._saved: dict[str, Any] | None = None
-        self._loaded: dict[str, Any] | None = None
-        self._resuming = False
-        self._first_round = 0
-        self._batches: list[int] = []  # of every client, in one pass over its data
+        self._agenda = Rounds([])
+        self._resume = Resume()
+        self._preparation: Preparation | None = None
         self._threads = self._beside_clients = torch.get_num_threads()
         if self._role.client is not None:
             rank_zero_module.rank_zero_only.rank = self._role.client + 1  # type: ignore[attr-defined]  # no logs, no checkpoints from a client
 
     @property
+    def _trainer(self) -> pl.Trainer:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    @property
     @override
     def is_global_zero(self) -> bool:
         return self._role.client is None
+
+    def __repr__(self) -> str:
+        # what pytorch_lightning's Trainer, which takes strategies of its own name space alone, quotes in its refusal
+        return (
+            f"<{type(self).__name__} of {len(self.profiles)} clients, for the Trainer of lightning.pytorch:"
+            " `import lightning.pytorch as pl`, not pytorch_lightning>"
+        )
 
     def save_costs(self, path: str | PathLike[str]) -> None:
         """Writes what every cut of the fitted module costs as JSON, for ``edgesplit plan``.
@@ -171,105 +175,128 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             super().setup(trainer)
             return
         options.check_trainer(trainer, self)
-        module = trainer.lightning_module
         self._limit: Any = trainer.limit_train_batches
         self._source, self._threads = trainer.fit_loop._data_source, torch.get_num_threads()
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         loaders = ClientLoaders(self._source.dataloader, self.partition, len(self.profiles), seed)
-        trainer.fit_loop._data_source = _DataLoaderSource(_Arrivals(self), "train_dataloader")
+        arrivals = Arrivals(lambda: self._agenda.arrivals(trainer.current_epoch), self._begin_epoch)
+        trainer.fit_loop._data_source = _DataLoaderSource(arrivals, "train_dataloader")
         super().setup(trainer)
         if len(self.optimizers) != 1:
             raise ValueError(
                 f"configure_optimizers gave {len(self.optimizers)} optimizers: split learning takes one; put all"
                 " parameters into it, in groups where they differ."
             )
-        module.train()
+        module = trainer.lightning_module
         self._clip = options.clipping(trainer)
-        names = [profile.name for profile in self.profiles]
+        self._preparation = Preparation(module, self.precision_plugin, super().batch_to_device, self._is_arrival)
+        process = ClientProcess(
+            module, _plain(self.optimizers[0]), loaders, self.timeout / 4, seed,
+            self._preparation, self.precision_plugin.train_step_context,
+        )  # fmt: skip
         if self._role.client is not None:
             behave_as_client()
-            self._be_client(self._role.client, loaders, Rendezvous(self._role, names, self.timeout), seed)
+            process.run(self._role.client, self._rendezvous())
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
-        batch = self._prepare(loaders.sample())
-        self.cuts = self._find_cuts(module, batch)
-        in_order = self._paced() or torch.are_deterministic_algorithms_enabled()
-        self._planner = self._make_planner(self.cuts, batch_size(batch), in_order)
-        self._plan_round([self.round_steps or 1] * len(names))  # what cannot be planned is refused before any process
-        module.__dict__["_on_before_batch_transfer"] = self._before_batch_transfer
-        self.precision_plugin.__dict__["convert_input"] = self._convert_input
-        self._server = self._start(loaders, batch, seed, in_order)
-        trainer.limit_train_batches = 1.0  # it holds for what the clients send already
-        self._batches = self._limited([greeting["batches"] for greeting in self._server.greetings])
-        for greeting, batches in zip(self._server.greetings, self._batches, strict=True):
-            greeting["batches"] = batches
-        if not any(self._batches):
+        batch = self._preparation(loaders.sample())
+        self._prepare_planner(batch)
+        self._preparation.leave_arrivals_alone()
+        self._start(process, batch)
+        self._prepare_rounds(seed)
+
+    def _rendezvous(self) -> Rendezvous:
+        return Rendezvous(self._role, [profile.name for profile in self.profiles], self.timeout)
+
+    def _prepare_planner(self, batch: Any) -> None:
+        """Finds the cuts, and refuses what cannot be planned before any process starts."""
+        self.cuts = self._find_cuts(batch)
+        policy, clients = self._policy, len(self.profiles)
+        if isinstance(policy, Fixed):  # full names for what the user may have shortened
+            policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
+        self._planner = Planner(
+            self.cuts, policy, self.profiles, self.server_profile,
+            batch=[batch_size(batch)] * clients,
+            in_order=self._in_order(),
+            emulate=self.clock == "wall",
+            learning=not torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+        self._plan_round([self.round_steps or 1] * clients)
+        self._sample, self._proven = batch, self._trained()
+
+    def _start(self, process: ClientProcess, batch: Any) -> None:
+        """Starts the clients, or waits for those that somebody else starts, and greets them."""
+        rendezvous = self._rendezvous()
+        try:
+            self._processes = launch(
+                self._launcher_name, len(self.profiles), lambda k: process.run(k, rendezvous), rendezvous.address
+            )
+            links = rendezvous.links(self._processes)
+        finally:
+            rendezvous.close()
+        self._server = Server(
+            process.module,
+            process.optimizer,
+            links,
+            [profile.name for profile in self.profiles],
+            flatten(batch),
+            process.heartbeat,
+            in_order=self._in_order(),
+            paced=self._paced(),
+            take_step=self._take_step,
+            context=self.precision_plugin.train_step_context,
+        )
+        self._whole = WholeModels(self._server, self.optimizer_state_rule)
+
+    def _prepare_rounds(self, seed: int) -> None:
+        """Divides the clients' batches into rounds, and announces the plan of the first."""
+        assert self._server is not None
+        assert self._planner is not None
+        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit)
+        self._trainer.limit_train_batches = 1.0  # it holds for what the clients send already
+        if not any(batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
+        for greeting, count in zip(self._server.greetings, batches, strict=True):
+            greeting["batches"] = count
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
-        self._proven = self._trained()
-        self.rounds, self._first_round, self._left = [], 0, None
-        self._plan_round(next(self._rounds(trainer.current_epoch)).steps)
+        self._agenda, self.rounds = Rounds(batches, self.round_steps, self.participation, seed), []
+        self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
         self._announce()
 
-    def _trained(self) -> list[Any]:
-        """What is trained, and in which group of the optimizer."""
-        groups = [len(group["params"]) for group in _plain(self.optimizers[0]).param_groups]
-        return [p.requires_grad for p in self.lightning_module.parameters()] + groups  # type: ignore[union-attr]
+    def _trained(self) -> trained.Trained:
+        module = self._trainer.lightning_module
+        return trained.read(module, dict(module.named_parameters()), _plain(self.optimizers[0]))
+
+    def _prove_anew(self, round_: int) -> None:
+        """Finds the cuts of what is trained from now on.
+
+        Raises:
+            ImpossibleCutError: If a cut that the user named is none any more.
+        """
+        assert self._planner is not None
+        assert self._server is not None
+        try:
+            self.cuts = self._find_cuts(self._sample)
+        except ImpossibleCutError as error:
+            raise ImpossibleCutError(
+                f"what is trained has changed before round {round_} (a callback that freezes or thaws?): {error} Or"
+                " leave `cuts` to a policy, which takes other cuts then."
+            ) from error
+        self._planner.take(self.cuts)
+        for seat in self._server.seats:
+            seat.forget_sides()
+        self._proven = self._trained()
 
     def _paced(self) -> bool:
         """Whether the optimizer's rates may move with every arrival, so that their order matters."""
         own_step = is_overridden("optimizer_step", self.lightning_module, pl.LightningModule)
         return own_step or any(schedule.interval == "step" for schedule in self.lr_scheduler_configs)
 
-    def _make_planner(self, cuts: Cuts, batch: int, in_order: bool) -> Planner:
-        policy = self._policy
-        if isinstance(policy, Fixed):  # full names for what the user may have shortened
-            policy = replace(policy, cuts=tuple(cuts.find(name).name for name in policy.cuts))
-        return Planner(
-            cuts,
-            policy,
-            self.profiles,
-            self.server_profile,
-            batch=[batch] * len(self.profiles),
-            in_order=in_order,
-            emulate=self.clock == "wall",
-            learning=not torch.are_deterministic_algorithms_enabled(),
-        )
+    def _in_order(self) -> bool:
+        return self._paced() or torch.are_deterministic_algorithms_enabled()
 
-    def _start(self, loaders: ClientLoaders, batch: Any, seed: int, in_order: bool) -> Server:
-        """Starts the clients, or waits for those that somebody else starts, and greets them."""
-        names = [profile.name for profile in self.profiles]
-        rendezvous = Rendezvous(self._role, names, self.timeout)
-        try:
-            if self._launcher_name == "fork":
-                self._processes = ForkLauncher(
-                    len(names), lambda client: self._be_client(client, loaders, rendezvous, seed)
-                )
-            elif self._launcher_name == "script":
-                self._processes = ScriptLauncher(len(names), rendezvous.address)
-            else:
-                self._processes = ExternalLauncher()
-            links = rendezvous.links(self._processes)
-        finally:
-            rendezvous.close()
-        assert self.lightning_module is not None
-        return Server(
-            self.lightning_module,
-            _plain(self.optimizers[0]),
-            links,
-            names,
-            flatten(batch),
-            self.timeout / 4,
-            optimizer_state=self.optimizer_state_rule,
-            in_order=in_order,
-            paced=self._paced(),
-            take_step=self._take_step,
-            context=self.precision_plugin.train_step_context,
-            rules={"accumulate": self.lightning_module.trainer.accumulate_grad_batches, "clip": self._clip},
-        )
-
-    def _find_cuts(self, module: pl.LightningModule, batch: Any) -> Cuts:
+    def _find_cuts(self, batch: Any) -> Cuts:
         """The proven and timed cuts; only those that were asked for, where some were."""
-        wanted = self._wanted
+        module, wanted = self._trainer.lightning_module, self._wanted
 
         def asked_for(name: str) -> bool:
             return wanted is None or any(name == cut or name.endswith(f".{cut}") for cut in wanted)
@@ -283,35 +310,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             cuts.find(name)
         return time_cuts(module, batch, cuts, optimizer, server_threads=self._threads, context=context)
 
-    def _be_client(self, client: int, loaders: ClientLoaders, rendezvous: Rendezvous, seed: int) -> None:
-        """What runs in a client's process, from its first to its last moment."""
-        os.environ[CLIENT] = str(client)  # for a `train_dataloader` that wants to know
-        if client:  # the first goes on with the server's stream, so that one client draws what a plain run draws
-            for sow in (torch.manual_seed, random.seed, np.random.seed):
-                sow((seed * 100_003 + client) % 2**32)
-        module, loops = self.lightning_module, self.lightning_module.trainer.fit_loop  # type: ignore[union-attr]
-        assert module is not None
-
-        def on_round(epoch: int, step: int) -> None:
-            # so that `current_epoch` and `global_step` are what they are on the server
-            loops.epoch_progress.current.processed = epoch  # type: ignore[union-attr]
-            loops.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
-
-        def structures() -> dict[tuple[str, int], Structure]:
-            with generators_kept():
-                batch = self._prepare(loaders.sample())
-            return structures_of(module, batch, self.precision_plugin.train_step_context)
-
-        Client(
-            module, _plain(self.optimizers[0]), loaders.of(client), rendezvous.link(client), self.timeout / 4,
-            prepare=self._prepare, context=self.precision_plugin.train_step_context, on_round=on_round,
-            structures=structures,
-        ).run()  # fmt: skip
-
     def _announce(self) -> None:
         """Prints the plan beside what others would take, and adds to the progress bar, where there is one."""
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        if trainer.progress_bar_callback is None:
+        if self._trainer.progress_bar_callback is None:
             return
         assert self.plan is not None
         assert self._planner is not None
@@ -322,57 +323,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             replace(self.plan, predicted=expected.ends), [p.name for p in self.profiles],
             {name: seconds for name, seconds in others.items() if name != self.plan.policy},
         )  # fmt: skip
-        watch(trainer, lambda: round_text(self.rounds[-1] if self.rounds else None))
+        watch(self._trainer, lambda: round_text(self.rounds[-1] if self.rounds else None))
 
     # ---- a round -----------------------------------------------------------------------------------------------------
-
-    def _limited(self, batches: Sequence[int | None]) -> list[int]:
-        """Batches of every client in an epoch, under the Trainer's `limit_train_batches`; dealt out in turn."""
-        limit = self._limit
-        if None in batches and not (isinstance(limit, int) and limit > 0):
-            raise ValueError(
-                "a client's training loader has no length: say with the Trainer's limit_train_batches=… how many"
-                " batches all clients together take per epoch, or give the dataset a __len__."
-            )
-        if isinstance(limit, float):
-            if limit == 1.0:
-                return [n or 0 for n in batches]
-            limit = int(sum(n or 0 for n in batches) * limit)
-        taken = [0] * len(batches)
-        while sum(taken) < limit and any(n is None or n > t for n, t in zip(batches, taken, strict=True)):
-            for client, n in enumerate(batches):
-                if sum(taken) < limit and (n is None or n > taken[client]):
-                    taken[client] += 1
-        return taken
-
-    def _rounds(self, epoch: int) -> Iterator[_Round]:
-        """The rounds of an epoch."""
-        left, number = list(self._batches), 0
-        if self._left is not None and self._left[0] == epoch:  # an epoch that was under way when it was saved
-            _, number, left = self._left
-        while any(left):
-            steps = [min(n, self.round_steps or n) for n in left]
-            left = [n - taken for n, taken in zip(left, steps, strict=True)]
-            sampled = self._sampled([k for k, n in enumerate(steps) if n], epoch, number)
-            number += 1
-            yield _Round([n if k in sampled else 0 for k, n in enumerate(steps)], number, left)
-
-    def _sampled(self, clients: list[int], epoch: int, number: int) -> set[int]:
-        """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
-        wanted = min(len(clients), max(1, round(self.participation * len(self.profiles))))
-        if wanted == len(clients):
-            return set(clients)
-        draw = random.Random(f"{os.environ.get('PL_GLOBAL_SEED', 0)}/{epoch}/{number}")
-        return set(draw.sample(clients, wanted))
-
-    def _begin_epoch(self) -> None:
-        """Tells the Trainer how many arrivals the epoch has, where sampling makes that differ from epoch to epoch."""
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        if self.participation < 1:
-            batches = sum(sum(round_.steps) for round_ in self._rounds(trainer.current_epoch))
-            trainer.fit_loop.max_batches = batches
-            if isinstance(trainer.val_check_interval, float):
-                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
 
     def _plan_round(self, steps: list[int]) -> None:
         assert self._planner is not None
@@ -380,28 +333,41 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._expected = steps, expected
         self._beside_clients = self._planner.server_threads(self.plan, self._threads)
 
+    def _begin_epoch(self) -> Iterator[Any]:
+        """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""
+        trainer = self._trainer
+        if self._agenda.differ:
+            batches = self._agenda.arrivals(trainer.current_epoch)
+            trainer.fit_loop.max_batches = batches
+            if isinstance(trainer.val_check_interval, float):
+                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+        return self._epoch()
+
     def _epoch(self) -> Iterator[Any]:
         """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
-        server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
+        server, whole, planner, trainer = self._server, self._whole, self._planner, self._trainer
         assert server is not None
+        assert whole is not None
         assert planner is not None
-        self._go_on_from_checkpoint()
-        if self.participation < 1 and trainer.fit_loop._combined_loader is not None:
-            trainer.fit_loop._combined_loader.limits = None  # epochs differ in length: it asks again
-        for round_ in self._rounds(trainer.current_epoch):
+        self._resume.go_on(trainer.current_epoch, [p.name for p in self.profiles], self._agenda, whole, planner)
+        if self._agenda.differ and trainer.fit_loop._combined_loader is not None:
+            trainer.fit_loop._combined_loader.limits = None  # it asks again
+        for round_ in self._agenda.go_through(trainer.current_epoch):
             if self._trained() != self._proven:
-                raise ValueError(
-                    "requires_grad, or the optimizer's groups, have changed between two rounds (BaseFinetuning?): cuts"
-                    " are proven for what is trained. End this `fit`, and call it again with the new setting."
-                )
-            steps, self._after_round = round_.steps, round_
-            self._plan_round(steps)
+                self._prove_anew(self._agenda.ended)
+            self._plan_round(round_.steps)
             assert self.plan is not None
             server.start_round(
-                planner.orders(self.plan, steps),
-                epoch=trainer.current_epoch, global_step=trainer.global_step,
+                planner.orders(self.plan, round_.steps),
+                {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
+                epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
-            for _ in range(sum(steps)):
+            for _ in range(sum(round_.steps)):
+                if self._trained() != self._proven:
+                    raise ValueError(
+                        "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"
+                        " change it at the start of an epoch, or set `round_steps` so that a round ends before."
+                    )
                 client, frame = server.arrival()
                 self._share_cores()
                 batch = server.batch_of(client, frame)
@@ -412,27 +378,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """Gives the server's step all threads where it computes alone, else as many as the plan leaves to it."""
         assert self._server is not None
         torch.set_num_threads(self._beside_clients if self._server.clients_ahead else self._threads)
-
-    def _prepare(self, batch: Any) -> Any:
-        """What the Trainer does to a batch before ``training_step``; on the client, since the batch stays there."""
-        assert self.lightning_module is not None
-        batch = type(self.precision_plugin).convert_input(self.precision_plugin, batch)
-        batch = type(self.lightning_module)._on_before_batch_transfer(self.lightning_module, batch, dataloader_idx=0)
-        return super().batch_to_device(batch, dataloader_idx=0)
-
-    def _convert_input(self, batch: Any) -> Any:
-        return (
-            batch
-            if self._is_arrival(batch)
-            else type(self.precision_plugin).convert_input(self.precision_plugin, batch)
-        )
-
-    def _before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        if self._is_arrival(batch):
-            return batch
-        module = self.lightning_module
-        assert module is not None
-        return type(module)._on_before_batch_transfer(module, batch, dataloader_idx)
 
     def _is_arrival(self, batch: Any) -> bool:
         return self._now is not None and batch is self._now[2]
@@ -450,14 +395,15 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         client, frame, batch = self._now
         module = self.lightning_module
         assert module is not None
-        for name, value, log_options in frame.about["logged"]:
-            module.log(name, value, **{"batch_size": frame.about["samples"], **log_options})
         seat = self._server.seats[client]
+        with self.precision_plugin.train_step_context():  # numbers become tensors of its type
+            for name, value, log_options in frame.about["logged"]:
+                module.log(name, value, **{"batch_size": frame.about["samples"], **log_options})
         if seat.halfway is not None:
             for log_args, log_kwargs in seat.halfway.logged:
                 module.log(*log_args, **log_kwargs)
         if seat.cut.name == END or seat.cut.back is not None:
-            return self._server.loss_of(client, frame)
+            return clients_loss(seat, frame)
         with self._server.stepping(client, frame, module.log):
             index = [frame.about["index"]] if len(args) > 1 else []
             return super().training_step(batch, *index, **kwargs)
@@ -524,26 +470,24 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _end_round(self) -> None:
         """Aggregates, reports, and learns for the next plan."""
-        server, planner, trainer = self._server, self._planner, self.lightning_module.trainer  # type: ignore[union-attr]
-        assert server is not None
-        assert planner is not None
+        assert self._server is not None
+        assert self._whole is not None
+        assert self._planner is not None
         assert self.plan is not None
         assert self._expected is not None
+        trainer = self._trainer
         torch.set_num_threads(self._threads)
-        server.aggregate()
+        uploads = self._whole.aggregate()
         steps, expected = self._expected
         report = report_of(
-            server,
-            self.plan,
-            expected.ends,
-            ended=time.monotonic(),
-            index=self._first_round + len(self.rounds),
-            epoch=trainer.current_epoch,
-        )
+            self._server, uploads, self.plan, expected.ends,
+            ended=time.monotonic(), index=self._agenda.ended, epoch=trainer.current_epoch,
+        )  # fmt: skip
+        self._agenda.ended += 1
         self.rounds.append(report)
         if len(self.rounds) > SPANS_KEPT:
             self.rounds[-SPANS_KEPT - 1] = replace(self.rounds[-SPANS_KEPT - 1], spans=())
-        planner.learn(self.plan, steps, report)
+        self._planner.learn(self.plan, steps, report)
         if trainer.loggers:
             assert self.cuts is not None
             depths = {cut.name: depth for depth, cut in enumerate(self.cuts)}
@@ -556,61 +500,39 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """A Lightning checkpoint, with what the clients need to go on under a key of its own."""
         if "optimizer_states" in checkpoint:
-            state = self._saved if self._server is None else self._resume_state()
+            state = self._resume.noted if self._server is None else self._note()
             if state is not None:
                 checkpoint[self.strategy_name] = state
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
-    def _resume_state(self) -> dict[str, Any]:
-        assert self._server is not None
+    def _note(self) -> dict[str, Any]:
+        assert self._whole is not None
         assert self._planner is not None
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        number, left = self._after_round.number, self._after_round.left
-        if self._server.in_mid_round:
-            left = [n + seat.left for n, seat in zip(left, self._server.seats, strict=True)]
-        corrections = asdict(self._planner.corrections)
-        return {
-            "epoch": trainer.current_epoch, "round": number, "left": left, "clients": self._server.positions(),
-            "corrections": corrections, "rounds": self._first_round + len(self.rounds),
-        }  # fmt: skip
+        return self._resume.note(self._trainer.current_epoch, self._agenda, self._whole, self._planner)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
-        self._loaded = loaded.pop(self.strategy_name, None)
+        self._resume.load(loaded.pop(self.strategy_name, None))
         return loaded
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         super().load_optimizer_state_dict(checkpoint)
-        self._resuming = True
-
-    def _go_on_from_checkpoint(self) -> None:
-        """Before the first round: gives clients and planner what the checkpoint holds of them."""
-        if not self._resuming:
-            return
-        assert self._server is not None
-        assert self._planner is not None
-        self._resuming, saved, self._loaded = False, self._loaded, None
-        if saved is None or [client["name"] for client in saved["clients"]] != [p.name for p in self.profiles]:
-            self._server.restore(None, None)  # from a plain run, or one with other clients: all begin with the mean
-            return
-        self._planner.corrections = Corrections(**saved["corrections"])
-        self._first_round = saved["rounds"]
-        under_way = any(saved["left"]) and saved["epoch"] == self.lightning_module.trainer.current_epoch  # type: ignore[union-attr]
-        self._left = (saved["epoch"], saved["round"], saved["left"]) if under_way else None
-        self._server.restore(saved["clients"], saved["epoch"] if under_way else None)
+        self._resume.ask()
 
     # ---- whole models ------------------------------------------------------------------------------------------------
 
-    def _running(self) -> bool:
-        """Whether there are clients to ask; not while an exception is being handled."""
+    def _clients_to_ask(self) -> WholeModels | None:
+        """Reaches the clients, if there are any; not while an exception is being handled."""
         module = self.lightning_module
-        return self._server is not None and module is not None and module.trainer.state.status == TrainerStatus.RUNNING
+        running = module is not None and module.trainer.state.status == TrainerStatus.RUNNING
+        return self._whole if running and self._server is not None else None
 
     def _aggregate_what_there_is(self) -> None:
-        if self._running() and self._server is not None and self._server.in_mid_round:
-            self._server.snapshot()
+        whole = self._clients_to_ask()
+        if whole is not None and whole.steps_left is not None:
+            whole.snapshot()
 
     @override
     def on_validation_start(self) -> None:
@@ -623,19 +545,21 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        if self._running() and self._server is not None:
-            self._server.gather_optimizer_state()
+        whole = self._clients_to_ask()
+        if whole is not None:
+            whole.gather_optimizer_state()
         return super().optimizer_state(optimizer)
 
     @override
     def on_train_end(self) -> None:
         assert self._server is not None
+        assert self._whole is not None
         assert self._processes is not None
         self._aggregate_what_there_is()
-        self._server.gather_optimizer_state()
-        self._saved = self._resume_state()  # for a checkpoint that is saved after `fit`
+        self._whole.gather_optimizer_state()
+        self._note()  # for a checkpoint that is saved after `fit`
         self._server.stop()
-        self._server = None
+        self._server = self._whole = None
         self._processes.join(self.timeout)
 
     @override
@@ -650,40 +574,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._processes.kill()
         if self._abandoned is not None:
             self._abandoned.join(timeout=5)
-        if self.lightning_module is not None:
-            self.lightning_module.__dict__.pop("_on_before_batch_transfer", None)
-            self.precision_plugin.__dict__.pop("convert_input", None)
-            if self._source is not None:
-                unwatch(self.lightning_module.trainer)
-                self.lightning_module.trainer.fit_loop._data_source = self._source
-                self.lightning_module.trainer.limit_train_batches = self._limit
+        if self._preparation is not None:
+            self._preparation.undo()
+        if self.lightning_module is not None and self._source is not None:
+            unwatch(self._trainer)
+            self._trainer.fit_loop._data_source = self._source
+            self._trainer.limit_train_batches = self._limit
         torch.set_num_threads(self._threads)
-        self._server = self._abandoned = self._processes = self._now = self._source = None
+        self._server = self._whole = self._abandoned = self._processes = None
+        self._preparation = self._now = self._source = None
         super().teardown()
-
-
-@dataclass(frozen=True)
-class _Round:
-    """Local steps of every client in a round, 0 for those that take no part; and how the epoch stands after it."""
-
-    steps: list[int]
-    number: int
-    left: list[int]
-
-
-class _Arrivals:
-    """What the Trainer takes for its training DataLoader: one batch per arrival of smashed data."""
-
-    def __init__(self, strategy: EdgeSplitStrategy) -> None:
-        self._strategy = strategy
-
-    def __len__(self) -> int:
-        epoch = self._strategy.lightning_module.trainer.current_epoch  # type: ignore[union-attr]
-        return sum(sum(round_.steps) for round_ in self._strategy._rounds(epoch))
-
-    def __iter__(self) -> Iterator[Any]:
-        self._strategy._begin_epoch()
-        return self._strategy._epoch()
 
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

@@ -13,12 +13,19 @@ from lightning_edgesplit.splitting import END
 
 
 def report_of(
-    server: Server, plan: Plan, predicted: Sequence[float], ended: float, index: int, epoch: int
+    server: Server,
+    uploads: Sequence[Letter],
+    plan: Plan,
+    predicted: Sequence[float],
+    ended: float,
+    index: int,
+    epoch: int,
 ) -> RoundReport:
     """The report of the round that the server has just aggregated.
 
     Args:
-        server: The server, after `Server.aggregate`.
+        server: The server.
+        uploads: What `WholeModels.aggregate` returned: the clients' last letters of the round.
         plan: The plan of the round.
         predicted: Predicted seconds of each client's round.
         ended: When the aggregation was done, monotonic clock, seconds.
@@ -26,10 +33,10 @@ def report_of(
         epoch: The Trainer's epoch.
     """
     began = server.began
-    last = max(letter.arrived for letter in server.uploads)
+    last = max(letter.arrived for letter in uploads)
     spans: list[Span] = []
     clients = []
-    for letter in server.uploads:
+    for letter in uploads:
         k, seat = letter.link, server.seats[letter.link]
         own = _spans(k, seat, letter, began)
         spans += own
@@ -57,7 +64,7 @@ def report_of(
                 overrun=letter.frame.about["overrun"],
             )
         )
-    spans.append(Span(server.uploads[0].link, True, "aggregation", last - began, ended - began))
+    spans.append(Span(uploads[0].link, True, "aggregation", last - began, ended - began))
     return RoundReport(
         index=index,
         epoch=epoch,

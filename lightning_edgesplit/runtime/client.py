@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
-from lightning_edgesplit.runtime import generators, states
+from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.throttle import Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
@@ -242,6 +242,8 @@ class Client:
                 self.link.send(Frame(Kind.HANDOVER, tensors, {"state": about}))
         for name, entries in states.unpack(order.about["state"], rest).items():
             self.optimizer.state[self.sides.parameters[name]] = entries
+        if order.about["trained"] is not None:
+            trained.adopt(order.about["trained"], self.module, self.sides.parameters, self.optimizer)
         self._set_groups(order.about["groups"])
         away = set(self.sides.names) - set(self.cut.client)
         for name in away:

@@ -145,6 +145,12 @@ class Planner:
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
 
+    def take(self, cuts: Cuts) -> None:
+        """Plans from now on with other cuts: what is trained has changed."""
+        self.cuts = cuts
+        names = {cut.name for cut in cuts}
+        self._cuts = [name if name in names else None for name in self._cuts]
+
     def _model(self, steps: Sequence[int], active: Sequence[int]) -> LatencyModel:
         """The latency model of the clients that take part."""
         costs = costs_of(self.cuts, [self.batch[k] for k in active], [steps[k] for k in active])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.throttle import Emulation
+from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.splitting import Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide
@@ -92,6 +94,7 @@ class Seat:
         self.epoch: int | None = None
         self.handover = False
         self.groups: list[dict[str, Any]] = []
+        self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
         self.bytes_before = (0, 0)
 
@@ -105,6 +108,32 @@ class Seat:
         """Its cut in this round."""
         assert self.orders is not None
         return self.orders.cut
+
+    def forget_sides(self) -> None:
+        """The cuts were proven anew, since something else is trained."""
+        self._sides = {}
+
+    def move_state(
+        self, before: Iterable[str], parameters: dict[str, nn.Parameter], fresh: states.State | None
+    ) -> states.State:
+        """The optimizer state that goes to the client with the round; what the server needs stays here.
+
+        Args:
+            before: Names of what was the client's side in its last round.
+            parameters: The module's, by name.
+            fresh: The state of a whole model to begin with; None: go on with what there is.
+        """
+        own = set(self.cut.client)
+        if fresh is None:
+            old = set(before)
+            self.handover = any(name in parameters for name in old - own)
+            moved = states.read(self.state, parameters, [name for name in self.cut.client if name not in old])
+            for name in moved:
+                del self.state[parameters[name]]
+            return moved
+        fresh = states.copy(fresh)
+        self.state = defaultdict(dict, {parameters[name]: s for name, s in fresh.items() if name not in own})
+        return {name: entries for name, entries in fresh.items() if name in own}
 
     @property
     def buffers_before(self) -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
-"""The server's half of the round: arrivals in, gradients out, whole models aggregated."""
+"""The server's half of the round: arrivals in, gradients out."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -12,24 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
-from lightning_edgesplit.runtime import states
-from lightning_edgesplit.runtime.aggregation import weighted_mean
+from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.seat import Halfway, Orders, Seat, Service
+from lightning_edgesplit.runtime.seat import Orders, Seat, Service
+from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
-from lightning_edgesplit.splitting import END, Cut
-from lightning_edgesplit.splitting.batch import Withheld, step_arguments
+from lightning_edgesplit.splitting import END
+from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
-from lightning_edgesplit.splitting.step import Passed, handed_back
+from lightning_edgesplit.splitting.step import Passed
 from lightning_edgesplit.splitting.tree import Structure
 
 
 class Server:
-    """Serves the clients' steps with one server-side model per client, and aggregates (SplitFed-V1, EdgeSplit).
+    """Serves the clients' steps with one server-side model per client (SplitFed-V1, EdgeSplit).
 
     Args:
         module: The LightningModule that the Trainer trains.
@@ -38,18 +36,14 @@ class Server:
         names: One per client.
         sample: Leaves and structure of a sample batch.
         heartbeat: Seconds between two signs of life.
-        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
-            client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
         in_order: Serve clients in the order of their numbers within each local step, instead of as they come.
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
-        rules: What clients are told with every round: ``accumulate``, ``clip``.
         context: Opened around a forward pass between two cuts (mixed precision).
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
         greetings: What every client said of its data: ``batches``, ``samples``, ``batch``.
-        uploads: The clients' last letters of the round that `aggregate` ended.
         began: When the round began, monotonic clock, seconds.
     """
 
@@ -61,24 +55,20 @@ class Server:
         names: Sequence[str],
         sample: tuple[list[Any], Structure],
         heartbeat: float,
-        optimizer_state: str = "keep",
         in_order: bool = False,
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
-        rules: Mapping[str, Any] | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
-        self.optimizer_state, self.in_order, self.paced = optimizer_state, in_order, paced
-        self.context = context
-        self.take_step, self.rules = take_step, rules or {"accumulate": 1, "clip": None}
+        self.in_order, self.paced = in_order, paced
+        self.take_step, self.context = take_step, context
+        self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
         self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)
-        self.uploads: list[Letter] = []
         self.began = 0.0
         self._turns: Iterator[int] = iter(())
-        self._mean_state: states.State = {}
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -113,7 +103,13 @@ class Server:
         self._pulse.join(timeout)
         self.inbox.join(timeout)
 
-    def _send(self, client: int, frame: Frame) -> None:
+    def send(self, client: int, frame: Frame) -> None:
+        """Sends a frame to a client.
+
+        Raises:
+            ClientFailedError: If the client said why it is gone.
+            ClientLostError: If it is gone.
+        """
         try:
             self.seats[client].link.send(frame)
         except ClientLostError as error:
@@ -121,14 +117,19 @@ class Server:
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def start_round(self, orders: Sequence[Orders], **about: Any) -> None:
-        """Hands every client the aggregate of its side, its cut and its local steps.
+    def start_round(
+        self, orders: Sequence[Orders], rules: Mapping[str, Any], fresh_state: states.State | None = None, **about: Any
+    ) -> None:
+        """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
 
         Args:
             orders: One per client.
-            about: More for every client: ``epoch``, ``global_step``.
+            rules: How steps are taken: ``accumulate`` batches for each, gradients that ``clip`` limits.
+            fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
+            about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
-        self.began = time.monotonic()
+        self.began, self.rules = time.monotonic(), dict(rules)
+        now = trained.read(self.module, self.sides.parameters, self.optimizer)
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
             seat.left, seat.services = order.steps, []
             if not order.steps:
@@ -138,44 +139,24 @@ class Server:
             client_side = set(order.cut.client)
             seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
             seat.bytes_before = seat.link.sent, seat.link.received
-            moved = self._move_state(seat, before.cut if before is not None else None)
-            state, tensors = states.pack(moved)
+            old = before.cut.client if before is not None else ()
+            state, tensors = states.pack(seat.move_state(old, self.sides.parameters, fresh_state))
+            news, seat.trained = None if now == seat.trained else now, now
             seat.groups = self.hyper_parameters()
             emulation = order.emulation.to_json() if order.emulation is not None else None
             new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
             more = {
                 "new_epoch": new_epoch, "stream": len(self.seats) == 1,
                 "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
-                "fresh_state": self.optimizer_state != "keep", "upload_state": self.optimizer_state == "average",
+                "fresh_state": fresh_state is not None, "trained": news,
                 "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
             }  # fmt: skip
             weights = [self.sides.real(name).detach() for name in order.cut.client]
             # one client and the server share one random stream, as everything does in a plain run
             stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
-            self._send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
+            self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
         steps = max(order.steps for order in orders)
         self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
-
-    def _move_state(self, seat: Seat, before: Cut | None) -> states.State:
-        """The optimizer state that goes to the client with the round; what stays is in the seat."""
-        parameters = self.sides.parameters
-        if self.optimizer_state == "keep":
-            old = set(before.client) if before is not None else set()
-            seat.handover = any(n in parameters for n in old - set(seat.cut.client))
-            gained = [name for name in seat.cut.client if name not in old]
-            moved = states.read(seat.state, parameters, gained)
-            for name in moved:
-                del seat.state[parameters[name]]
-            return moved
-        seat.state = defaultdict(dict)
-        moved = {}
-        for name, entries in self._mean_state.items():
-            own = {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
-            if name in seat.cut.client:
-                moved[name] = own
-            else:
-                seat.state[parameters[name]] = own
-        return moved
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is.
@@ -191,11 +172,11 @@ class Server:
             if letter.frame.kind is Kind.NORM:
                 self._finish(letter)
             elif letter.frame.kind is Kind.THROUGH:
-                self._pass_through(letter)
+                pass_through(self, letter)
             else:
                 break
         seat = self.seats[letter.link]
-        self._take_handover(letter.link)
+        self.take_handover(letter.link)
         seat.left -= 1
         if letter.frame.about["index"] % self.rules["accumulate"] == 0:
             seat.gradients = {}
@@ -203,51 +184,11 @@ class Server:
         seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
         return letter.link, letter.frame
 
-    def _pass_through(self, letter: Letter) -> None:
-        """Runs the layers between a client's two cuts, and sends it what they give."""
-        client, frame, seat = letter.link, letter.frame, self.seats[letter.link]
-        back = seat.cut.back
-        assert back is not None
-        service = Service(letter.arrived, begun=time.monotonic())
-        batch = self.batch_of(client, frame)
-        buffers = {name: seat.model[name].clone() for name in self.sides.buffers if name in seat.model}
-        logged: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        with (
-            self.installed(client),
-            saved_tensors_hooks(lambda tensor: tensor.data, lambda tensor: tensor),
-            self.stepping(client, frame, lambda *args, **kwargs: logged.append((args, kwargs))) as passed,
-            torch.enable_grad(),
-            self.context(),
-        ):
-            self.module.training_step(*step_arguments(self.module, batch, frame.about["index"]))  # type: ignore[operator]
-        seat.halfway = Halfway(service, batch, passed, buffers, logged)
-        tensors = [tensor.detach() for tensor in passed.tensors]
-        about: dict[str, Any] = {"notes": passed.notes} if back.reads else {}
-        if seat.cut.random:
-            assert seat.generator is not None
-            tensors.append(seat.generator)
-        if passed.outputs != seat.returned:
-            about["outputs"] = seat.returned = passed.outputs
-        self._stretch(seat, service, frame, forward=True)
-        service.sent = time.monotonic()
-        self._send(client, Frame(Kind.BACK, tensors, about))
-        service.done = time.monotonic()
-
-    @staticmethod
-    def _stretch(seat: Seat, service: Service, frame: Frame, forward: bool) -> None:
-        """Waits until the emulated server would be done."""
-        if seat.orders is not None and seat.orders.server_seconds is not None:
-            share = seat.orders.server_forward if forward else 1 - seat.orders.server_forward
-            seconds = share * seat.orders.server_seconds * frame.about["samples"]
-            time.sleep(max(0.0, service.begun + seconds - time.monotonic()))
-
-    def loss_of(self, client: int, frame: Frame) -> Tensor:
-        """The loss that a client computed itself, as a tensor whose backward pass is the server's part of the step."""
-        seat = self.seats[client]
-        if seat.cut.back is None:
-            return torch.tensor(frame.about["loss"], requires_grad=True)
-        assert seat.halfway is not None
-        return handed_back(frame.about["loss"], frame.tensors, seat.cut.back, seat.halfway.passed.tensors)
+    def settle(self) -> None:
+        """Takes the steps that wait for a client's norm."""
+        for client, seat in enumerate(self.seats):
+            if seat.owes_step:
+                self._finish(self.inbox.next(Kind.NORM, link=client))
 
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
@@ -279,10 +220,10 @@ class Server:
         factor = min(1.0, limit / (norm + 1e-6))
         for gradient in gradients:
             gradient.mul_(factor)
-        self._send(client, Frame(Kind.CLIP, about={"factor": factor}))
+        self.send(client, Frame(Kind.CLIP, about={"factor": factor}))
 
-    def _take_handover(self, client: int) -> None:
-        """The optimizer state of what has moved to the server's side; the client sends it before anything else."""
+    def take_handover(self, client: int) -> None:
+        """Takes in the optimizer state of what has moved to the server's side; it comes before anything else."""
         seat = self.seats[client]
         if seat.handover:
             frame = self.inbox.next(Kind.HANDOVER, link=client).frame
@@ -304,9 +245,8 @@ class Server:
         cut, (leaves, spec) = self.seats[client].cut, self.sample
         if cut.name == END:
             return spec.build(leaves)
-        if frame.kind is Kind.LOSS:
-            halfway = self.seats[client].halfway
-            assert halfway is not None
+        halfway = self.seats[client].halfway
+        if halfway is not None:
             return halfway.batch
         shapes = frame.about["shapes"]
         fits = len(shapes) == len(leaves) and all(
@@ -369,8 +309,8 @@ class Server:
         server_side = seat.server_side(self.module)
 
         def send(gradients: list[Tensor]) -> None:
-            self._stretch(seat, seat.services[-1], frame, forward=False)
-            state = [seat.generator] if random and seat.cut.back is None and seat.generator is not None else []
+            stretch(seat, seat.services[-1], frame, forward=False)
+            state = [seat.generator] if seat.cut.back is None and seat.generator is not None else []
             if seat.cut.tied:
                 self._answer = gradients, state  # until the gradients of tied weights are complete
             else:
@@ -404,7 +344,7 @@ class Server:
 
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
         self.seats[client].services[-1].sent = time.monotonic()
-        self._send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+        self.send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -440,7 +380,7 @@ class Server:
     def acknowledge(self, client: int) -> None:
         """Lets a client that ran the whole step itself go on, where it waits for the next hyper-parameters."""
         if self.paced:
-            self._send(client, Frame(Kind.GRADIENT, (), self._news(self.seats[client])))
+            self.send(client, Frame(Kind.GRADIENT, (), self._news(self.seats[client])))
 
     def _news(self, seat: Seat) -> dict[str, Any]:
         """Hyper-parameters, where they are not those that the client had last."""
@@ -468,124 +408,6 @@ class Server:
         """Whether some, but not all arrivals of the round have been served."""
         return any(seat.left for seat in self.seats) and any(seat.services for seat in self.seats)
 
-    # ---- whole models ------------------------------------------------------------------------------------------------
-
-    def aggregate(self) -> None:
-        """Ends a round: waits for the clients' sides, and lets the module hold the weighted mean of whole models."""
-        self._settle()
-        self.uploads = self._letters(Kind.UPLOAD)
-        if len(self.seats) == 1:
-            torch.set_rng_state(self.uploads[0].frame.tensors[-2])
-        self._take_mean(self.uploads)
-        if self.optimizer_state == "average":
-            self._mean_state = self._mean_of_states(self.uploads)
-
-    def snapshot(self) -> None:
-        """Lets the module hold the mean of the models as they are in mid-round; the clients are not disturbed."""
-        self._take_mean(self._snapshots(weights=True, state=False))
-
-    def gather_optimizer_state(self) -> None:
-        """Lets the Trainer's optimizer hold the weighted mean of the clients' states, as a checkpoint wants it."""
-        letters = self._snapshots(weights=False, state=True)
-        mean = self._mean_of_states(letters)
-        self.optimizer.state = defaultdict(dict, {self.sides.parameters[name]: own for name, own in mean.items()})
-
-    def _settle(self) -> None:
-        """Takes the steps that wait for a client's norm."""
-        for client, seat in enumerate(self.seats):
-            if seat.owes_step:
-                self._finish(self.inbox.next(Kind.NORM, link=client))
-
-    def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
-        self._settle()
-        for client in self._active():
-            self._send(client, Frame(Kind.SNAPSHOT, about={"weights": weights, "state": state, "position": False}))
-        return self._letters(Kind.SNAPSHOT)
-
-    def positions(self) -> list[dict[str, Any]]:
-        """What every client needs to go on later as if nothing had happened: optimizer state, data, random streams.
-
-        Exact between two rounds; in mid-round it is where the clients are.
-        """
-        self._settle()
-        order = {"weights": False, "state": True, "position": True}
-        for client in range(len(self.seats)):
-            self._take_handover(client)
-            self._send(client, Frame(Kind.SNAPSHOT, about=order))
-        letters = sorted((self.inbox.next(Kind.SNAPSHOT) for _ in self.seats), key=lambda letter: letter.link)
-        positions = []
-        for seat, letter in zip(self.seats, letters, strict=True):
-            about, rest = letter.frame.about, iter(letter.frame.tensors)
-            own = states.unpack(about["state"], rest)
-            behind = states.read(seat.state, self.sides.parameters, self.sides.parameters)
-            copied = {
-                name: {key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()}
-                for name, entries in {**behind, **own}.items()
-            }
-            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
-        if len(positions) == 1 and not self.in_mid_round:
-            positions[0]["tensors"][0] = torch.get_rng_state()
-        return positions
-
-    def restore(self, positions: Sequence[dict[str, Any]] | None, epoch: int | None) -> None:
-        """Goes on where `positions` were noted.
-
-        Args:
-            positions: What `positions` returned; None: every client takes the optimizer's state, with data from their
-                beginning.
-            epoch: The epoch that is under way; None: the next round begins one.
-        """
-        whole = states.read(self.optimizer.state, self.sides.parameters, self.sides.parameters)
-        if self.optimizer_state == "average":
-            self._mean_state = whole
-        for client, seat in enumerate(self.seats):
-            own = whole if positions is None else positions[client]["state"]
-            seat.state = defaultdict(dict)
-            for name, entries in own.items():
-                seat.state[self.sides.parameters[name]] = {
-                    key: v.clone() if isinstance(v, Tensor) else v for key, v in entries.items()
-                }
-            if positions is not None:
-                seat.epoch = epoch
-                if len(self.seats) == 1:
-                    torch.set_rng_state(positions[0]["tensors"][0])
-                about = positions[client]["position"]
-                self._send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
-
-    def _active(self) -> list[int]:
-        return [client for client, seat in enumerate(self.seats) if seat.active]
-
-    def _letters(self, kind: Kind) -> list[Letter]:
-        """One letter of that kind from every client that takes part, in the order of their numbers."""
-        active = self._active()
-        for client in active:
-            self._take_handover(client)  # of those that have no local step yet
-        letters = [self.inbox.next(kind) for _ in active]
-        return sorted(letters, key=lambda letter: letter.link)
-
-    def _take_mean(self, letters: Sequence[Letter]) -> None:
-        samples = [letter.frame.about["samples"] for letter in letters]
-        if not any(samples):
-            return
-        models = [
-            # of the client's tensors more may follow than its weights
-            {**seat.model, **seat.buffers_before, **dict(zip(seat.cut.client, letter.frame.tensors, strict=False))}
-            for letter in letters
-            for seat in (self.seats[letter.link],)
-        ]
-        with torch.no_grad():
-            for name in self.sides.names:
-                self.sides.set(name, weighted_mean([model[name] for model in models], samples))
-
-    def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
-        whole: list[states.State] = []
-        for letter in letters:
-            seat, about = self.seats[letter.link], letter.frame.about
-            tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
-            own = states.read(seat.state, self.sides.parameters, self.sides.parameters)
-            whole.append({**own, **states.unpack(about["state"], tensors)})
-        return states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
-
     def stop(self) -> None:
         """An orderly end: says stop, and waits for every client's goodbye.
 
@@ -593,7 +415,7 @@ class Server:
             ClientFailedError: If a client failed instead.
         """
         for client in range(len(self.seats)):
-            self._send(client, Frame(Kind.STOP))
+            self.send(client, Frame(Kind.STOP))
         for _ in self.seats:
             self.inbox.next(Kind.GOODBYE)
         self._ended.set()

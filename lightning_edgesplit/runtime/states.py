@@ -56,6 +56,14 @@ def read(state: dict[Any, Any], parameters: dict[str, nn.Parameter], names: Iter
     return {name: state[parameters[name]] for name in _present(state, parameters, names)}
 
 
+def copy(state: State) -> State:
+    """A state with tensors of its own."""
+    return {
+        name: {key: value.clone() if isinstance(value, Tensor) else value for key, value in entries.items()}
+        for name, entries in state.items()
+    }
+
+
 def _present(state: dict[Any, Any], parameters: dict[str, nn.Parameter], names: Iterable[str]) -> Iterator[str]:
     return (name for name in list(names) if name in parameters and parameters[name] in state)
 

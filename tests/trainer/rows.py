@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "trainer.md"
-ROWS: list[tuple[str, str, str, str]] = []
+ROWS: list[tuple[str, str, str, str, str]] = []
 
 HEAD = """# What a Trainer does, and what of it works
 
@@ -26,7 +26,7 @@ def feature(name: str, outcome: str = "works", how: str = "") -> Callable[[Calla
     """Marks a test as a row of the table."""
 
     def mark(test: Callable) -> Callable:
-        ROWS.append((name, outcome, how, test.__name__))
+        ROWS.append((name, outcome, how, test.__name__, test.__module__))
         return test
 
     return mark
@@ -36,8 +36,8 @@ def table() -> str:
     """The page, from the rows of all test files beside this one."""
     for path in sorted(HERE.glob("test_*.py")):
         importlib.import_module(path.stem)
-    rows = dict.fromkeys(ROWS)
-    return HEAD + "".join(f"| {name} | {outcome} | {how} |\n" for name, outcome, how, _ in rows)
+    rows = sorted(dict.fromkeys(ROWS), key=lambda row: row[-1])  # whatever was imported first
+    return HEAD + "".join(f"| {name} | {outcome} | {how} |\n" for name, outcome, how, *_ in rows)
 
 
 if __name__ == "__main__":

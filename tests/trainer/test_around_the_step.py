@@ -18,7 +18,8 @@ from rows import feature
 from small import Classifier, Deterministic, WithAdamW, fedavg, vectors
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
-from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit import EdgeSplitStrategy, ImpossibleCutError
+from lightning_edgesplit.scheduling import Fixed
 
 QUIET = {
     "accelerator": "cpu",
@@ -151,7 +152,7 @@ def test_torchmetrics():
     torch.testing.assert_close(actual.callback_metrics, expected.callback_metrics)
 
 
-@feature("BaseFinetuning", "works", "frozen layers stay frozen; see the next row for thawing")
+@feature("frozen layers", how="stay frozen; so do modules in eval mode")
 def test_frozen_layers():
     class Frozen(Classifier):
         def __init__(self):
@@ -161,38 +162,222 @@ def test_frozen_layers():
     both(Frozen, cut="net.2")
 
 
-@feature(
-    "freezing or thawing while it runs (BackboneFinetuning)", "refused", "the cuts were proven for what is trained"
-)
-def test_thawing_is_refused():
-    class Thaw(cb.BaseFinetuning):
-        def freeze_before_training(self, pl_module):
-            self.freeze(pl_module.net[0])
+class WithBackbone(Deterministic):
+    """Two parts, of which the optimizer knows only what is trained at first; batch norm always is."""
 
-        def finetune_function(self, pl_module, epoch, optimizer):
+    make_optimizer = staticmethod(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.net = self.net[:3], self.net[3:]
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.net(self.backbone(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+
+
+class WithBackboneAndAdamW(WithBackbone):
+    make_optimizer = staticmethod(lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-4))  # gradients of 0 stay small
+
+
+class WithFrozenNorms(cb.BackboneFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone, train_bn=False)
+
+
+def thawing(kind=cb.BackboneFinetuning):
+    return [kind(1, lambda epoch: 1.5, backbone_initial_ratio_lr=0.5)]
+
+
+BATCH_NORM_IS_TRAINED_ALREADY = pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
+THAWING = "BaseFinetuning, BackboneFinetuning: freezing and thawing while it runs"
+
+
+@feature(THAWING, how="at the start of a round: cuts are proven anew; within a round: refused")
+@BATCH_NORM_IS_TRAINED_ALREADY
+@pytest.mark.parametrize("cut", ["backbone.1", "net.3", "end"])
+@pytest.mark.parametrize("kind", [WithBackbone, WithBackboneAndAdamW])
+def test_a_backbone_thaws(kind, cut):
+    expected, actual = both(kind, cut, callbacks=thawing, epochs=4)
+    groups = [trainer.optimizers[0].param_groups for trainer in (expected, actual)]
+    assert [group["lr"] for group in groups[0]] == [group["lr"] for group in groups[1]]
+    assert len(groups[1]) == 2
+
+
+@BATCH_NORM_IS_TRAINED_ALREADY
+@pytest.mark.parametrize("kind", [WithBackbone, WithBackboneAndAdamW])
+def test_a_backbone_that_thaws_is_averaged_over_two_clients(kind):
+    torch.manual_seed(3)
+    module, parts = kind(), [list(range(0, 32)), list(range(32, 48))]
+    cb.BackboneFinetuning.freeze(module.backbone)
+    clients = [copy.deepcopy(module) for _ in parts]
+    optimizers = [client.configure_optimizers() for client in clients]
+    tensors = data().dataset.tensors
+    rate = optimizers[0].param_groups[0]["lr"] / 2
+    for epoch in range(4):  # the oracle: a plain loop that thaws as BackboneFinetuning does
+        rate = rate * 1.5 if epoch > 1 else rate
+        for client, optimizer, part in zip(clients, optimizers, parts, strict=True):
             if epoch == 1:
-                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer)
+                cold = [p for p in client.backbone.parameters() if not p.requires_grad]
+                for p in cold:
+                    p.requires_grad = True
+                optimizer.add_param_group({"params": cold, "lr": rate})
+            if epoch > 1:
+                optimizer.param_groups[-1]["lr"] = min(rate, optimizer.param_groups[0]["lr"])
+            for batch in torch.tensor(part).split(8):
+                optimizer.zero_grad()
+                client.training_step([tensors[0][batch], tensors[1][batch]], 0).backward()
+                optimizer.step()
+        states = [client.state_dict() for client in clients]
+        mean = {name: states[0][name] * (2 / 3) + states[1][name] / 3 for name in states[0]}
+        mean = {k: v if states[0][k].is_floating_point() else v.round().long() for k, v in mean.items()}
+        for client in clients:
+            client.load_state_dict(mean)
+    torch.manual_seed(3)
+    other = kind()
+    strategy = split(["backbone.1", "net.3"], clients=2, partition=parts)
+    fit(other, strategy, callbacks=thawing(), epochs=4)
+    torch.testing.assert_close(other.state_dict(), clients[0].state_dict(), rtol=1e-5, atol=1e-6)
 
-    class Thawed(Classifier):
-        def configure_optimizers(self):
-            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
-    with pytest.raises(ValueError, match=r"requires_grad.*between"):
-        fit(Thawed(), split(), callbacks=[Thaw()])
+def test_norms_that_thaw_count_again_and_modules_put_to_rest_rest():
+    class Resting(cb.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            module.backbone[1].train(trainer.current_epoch != 2)
+
+    class Ahead(WithBackbone):
+        def __init__(self):
+            super().__init__()
+            self.ahead = torch.nn.Linear(12, 12)
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step([self.ahead(batch[0]), batch[1]], batch_idx)
+
+    both(Ahead, "backbone.1", callbacks=lambda: [*thawing(WithFrozenNorms), Resting()], epochs=4)
 
 
-@feature(
-    "StochasticWeightAveraging", "refused", "it trains on without clients; average checkpoints, or use WeightAveraging"
-)
-def test_swa_is_refused():
-    with pytest.raises(ValueError, match="StochasticWeightAveraging"):
+def test_policies_take_other_cuts_when_a_named_one_is_frozen():
+    class Freeze(cb.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                module.net[0].requires_grad_(False)
+                module.net[1].requires_grad_(False)
+
+    with pytest.raises(ImpossibleCutError, match=r"before round 1 .*net\.2.*nothing before it is trained"):
+        fit(Deterministic(), split("net.2"), callbacks=[Freeze()])
+    strategy = EdgeSplitStrategy(clients=1, policy=Shallowest(), timeout=30)
+    plain, module = Deterministic(), Deterministic()
+    module.load_state_dict(plain.state_dict())
+    for model, chosen in ((plain, "auto"), (module, strategy)):
+        fit(model, chosen, callbacks=[Freeze()], epochs=3)
+    assert [report.clients[0].cut for report in strategy.rounds] == ["net.0", "net.3", "net.3"]
+    torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+class Shallowest:
+    """The first cut that there is."""
+
+    name = "first"
+
+    def plan(self, costs, clients, server, corrections=None):
+        return Fixed((costs.cuts[0].name,) * len(clients)).plan(costs, clients, server, corrections)
+
+
+def test_freezing_within_a_round_is_refused():
+    class Freeze(cb.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            module.net[0].requires_grad_(False)
+
+    with pytest.raises(ValueError, match="within a round"):
+        fit(Deterministic(), split(), callbacks=[Freeze()])
+
+
+class WithLayersAlone(WithAdamW):
+    def __init__(self):
+        super().__init__(torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10)))
+
+
+SWA = "StochasticWeightAveraging"
+
+
+@feature(SWA + " without batch norm")
+@pytest.mark.filterwarnings("ignore:Swapping scheduler")
+def test_swa():
+    both(WithLayersAlone, "net.0", callbacks=lambda: [cb.StochasticWeightAveraging(0.05, 2)], epochs=5)
+
+
+@feature(SWA + " with batch norm", "refused", "it passes over the data once more without steps: use WeightAveraging")
+def test_swa_with_batch_norm_is_refused():
+    with pytest.raises(ValueError, match=r"StochasticWeightAveraging.*batch norm"):
         fit(Classifier(), split(), callbacks=[cb.StochasticWeightAveraging(0.01)])
 
 
-@feature("GradientAccumulationScheduler", "refused", "use `accumulate_grad_batches`")
-def test_accumulation_that_changes_is_refused():
-    with pytest.raises(ValueError, match="GradientAccumulationScheduler"):
-        fit(Classifier(), split(), callbacks=[cb.GradientAccumulationScheduler({1: 2})])
+class PerEpoch(getattr(cb, "WeightAveraging", cb.Callback)):
+    def should_update(self, step_idx=None, epoch_idx=None):
+        return epoch_idx is not None
+
+
+@feature(
+    "WeightAveraging, EMAWeightAveraging",
+    how="average what the Trainer has: the last aggregate; per step as in plain training with `round_steps=1`",
+)
+@pytest.mark.skipif(not hasattr(cb, "WeightAveraging"), reason="came with lightning 2.6")
+@pytest.mark.parametrize("per_step", [False, True])
+def test_averaged_weights(per_step):
+    def averaging():
+        return [cb.EMAWeightAveraging(decay=0.8) if per_step else PerEpoch()]
+
+    torch.manual_seed(3)
+    plain = Validated()
+    other = copy.deepcopy(plain)
+    expected = fit(plain, "auto", callbacks=averaging(), epochs=3, val=True)
+    actual = fit(other, split(round_steps=1 if per_step else None), callbacks=averaging(), epochs=3, val=True)
+    torch.testing.assert_close(other.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.callback_metrics, expected.callback_metrics)
+    torch.manual_seed(3)
+    unaveraged = Validated()
+    fit(unaveraged, "auto", epochs=3, val=True)
+    assert not torch.allclose(unaveraged.net[0].weight, plain.net[0].weight)
+
+
+@feature("GradientAccumulationScheduler", how="`round_steps` is a multiple of every factor")
+@pytest.mark.parametrize("cut", ["net.2", "end"])
+def test_accumulation_that_changes(cut):
+    def scheduled():
+        return [cb.GradientAccumulationScheduler({0: 2, 1: 1, 2: 4})]
+
+    expected, actual = both(Classifier, cut, callbacks=scheduled, epochs=4, gradient_clip_val=0.5)
+    assert actual.global_step == expected.global_step
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches.*round_steps"):
+        fit(Classifier(), split(cut, round_steps=2), callbacks=scheduled())
+
+
+@feature("`max_time`", how="ends at the limit; the mean of what there is, is in the module")
+def test_a_run_that_is_out_of_time():
+    expected, actual = both(WithAdamW, max_time={"microseconds": 1}, epochs=-1)
+    assert actual.global_step == expected.global_step == 1
+
+
+@feature("`precision` 16-mixed", how="is Lightning's bf16-mixed on a CPU")
+def test_16_mixed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, actual = both(Classifier, precision="16-mixed")
+    assert actual.precision == "bf16-mixed"
+
+
+@feature("the name space `pytorch_lightning`", "refused", "`import lightning.pytorch as pl`")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pytorch_lightning_is_refused():
+    other = pytest.importorskip("pytorch_lightning")
+    with pytest.raises(ValueError, match=r"EdgeSplitStrategy of 1 clients.*import lightning\.pytorch as pl"):
+        other.Trainer(strategy=split(), **QUIET)
+    from pytorch_lightning.demos.boring_classes import BoringModel as OtherModel
+
+    with pytest.raises(TypeError, match="single import style"):
+        fit(OtherModel(), split("layer"))
 
 
 @feature("BatchSizeFinder, Tuner", "refused", "tune with the plain Trainer, then train split")

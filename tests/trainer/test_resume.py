@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rows import feature
-from small import WithAdamW, vectors
+from small import Deterministic, WithAdamW, vectors
 from torch.utils.data import DataLoader
 
 from lightning_edgesplit import EdgeSplitStrategy
@@ -94,3 +97,48 @@ def test_a_plain_checkpoint_is_continued_split_and_the_other_way_round(tmp_path)
         ends.append(module.state_dict())
     for end in (ends[0], ends[2]):
         torch.testing.assert_close(end, ends[1], rtol=1e-5, atol=1e-6)
+
+
+@feature("`every_n_train_steps` in mid-round", how="the checkpoint holds the mean of the models as they are then")
+@pytest.mark.parametrize("arrivals", [1, 3, 4, 6])
+def test_a_checkpoint_in_mid_round_holds_the_mean(tmp_path, arrivals):
+    torch.manual_seed(1)
+    module, data = Deterministic(), vectors(64)
+    clients = [copy.deepcopy(module) for _ in range(2)]
+    optimizers = [client.configure_optimizers() for client in clients]
+    samples = [0, 0]
+    for arrival in range(arrivals):  # the oracle: clients in turn, each with eight samples
+        k, at = arrival % 2, arrival // 2 * 8
+        batch = slice(32 * k + at, 32 * k + at + 8)
+        optimizers[k].zero_grad()
+        F.cross_entropy(clients[k].net(data.tensors[0][batch]), data.tensors[1][batch]).backward()
+        optimizers[k].step()
+        samples[k] += 8
+    states = [client.state_dict() for client in clients]
+    expected = {
+        name: sum(n * s[name] / sum(samples) for n, s in zip(samples, states, strict=True)) for name in states[0]
+    }
+    expected = {k: v if states[0][k].is_floating_point() else v.round().long() for k, v in expected.items()}
+    strategy = EdgeSplitStrategy(
+        clients=2, cuts=["net.0", "net.3"], timeout=30, partition=[list(range(32)), list(range(32, 64))]
+    )
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=arrivals, save_top_k=-1)
+    trainer = L.Trainer(strategy=strategy, max_epochs=1, deterministic=True, callbacks=[keep], **QUIET)
+    trainer.fit(module, DataLoader(data, batch_size=8))
+    assert len(strategy.rounds) == 1
+    saved = torch.load(tmp_path / f"step={arrivals}.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(saved, expected, rtol=1e-5, atol=1e-6)
+
+
+@feature('`save_last`, `ckpt_path="last"`')
+def test_the_last_checkpoint_is_gone_on_from(tmp_path):
+    def last():
+        return [ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)]
+
+    options = {"cuts": ["net.0", "net.2", "end"], "partition": "iid"}
+    whole, _ = fit(3, tmp_path, **options)
+    fit(2, tmp_path, callbacks=last(), **options)
+    assert (tmp_path / "last.ckpt").exists()
+    resumed, trainer = fit(3, tmp_path, callbacks=last(), ckpt_path="last", **options)
+    assert len(trainer.strategy.rounds) == 1
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)

@@ -1,0 +1,127 @@
+"""Which clients take how many local steps in which round of which epoch. Numbers only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round, and how its epoch stands after it.
+
+    Attributes:
+        steps: Local steps of every client, 0 for those that take no part.
+        number: Rounds of the epoch up to this one, itself included.
+        left: Batches of every client that remain in the epoch after it.
+    """
+
+    steps: list[int]
+    number: int
+    left: list[int]
+
+
+def limited(batches: Sequence[int | None], limit: int | float) -> list[int]:
+    """Batches of every client in an epoch, under a limit for all together that is dealt out in turn.
+
+    Args:
+        batches: Batches in one pass over each client's data; None: its loader has no length.
+        limit: The Trainer's `limit_train_batches`: a number of batches, or a fraction of all.
+
+    Raises:
+        ValueError: If a loader has no length and the limit is not a number of batches.
+    """
+    if None in batches and not (isinstance(limit, int) and limit > 0):
+        raise ValueError(
+            "a client's training loader has no length: say with the Trainer's limit_train_batches=… how many"
+            " batches all clients together take per epoch, or give the dataset a __len__."
+        )
+    if isinstance(limit, float):
+        if limit == 1.0:
+            return [n or 0 for n in batches]
+        limit = int(sum(n or 0 for n in batches) * limit)
+    taken = [0] * len(batches)
+    while sum(taken) < limit and any(n is None or n > t for n, t in zip(batches, taken, strict=True)):
+        for client, n in enumerate(batches):
+            if sum(taken) < limit and (n is None or n > taken[client]):
+                taken[client] += 1
+    return taken
+
+
+class Rounds:
+    """The rounds of a run: what each epoch is divided into, and where the run is.
+
+    Args:
+        batches: Batches of every client in an epoch.
+        round_steps: Local steps of a round; None: all that the epoch has.
+        participation: Fraction of all clients that take part in a round, at least one.
+        seed: With epoch and round it draws those that do.
+
+    Attributes:
+        current: The round that began last; one without clients before the first.
+        ended: Rounds that have ended, those before a checkpoint included.
+    """
+
+    def __init__(
+        self, batches: Sequence[int], round_steps: int | None = None, participation: float = 1.0, seed: int | str = 0
+    ) -> None:
+        self.batches, self._round_steps = list(batches), round_steps
+        self._participation, self._seed = participation, seed
+        self.current = Round([], 0, [])
+        self.ended = 0
+        self._resumed: tuple[int, int, list[int]] | None = None  # epoch, number and left of one that was under way
+
+    @property
+    def differ(self) -> bool:
+        """Whether epochs may differ in length, since clients are drawn anew for each round."""
+        return self._participation < 1
+
+    def of(self, epoch: int) -> Iterator[Round]:
+        """The rounds of an epoch; those that are left of it, where a checkpoint was made within it."""
+        left, number = list(self.batches), 0
+        if self._resumed is not None and self._resumed[0] == epoch:
+            _, number, left = self._resumed
+        while any(left):
+            steps = [min(n, self._round_steps or n) for n in left]
+            left = [n - taken for n, taken in zip(left, steps, strict=True)]
+            drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
+            number += 1
+            yield Round([n if k in drawn else 0 for k, n in enumerate(steps)], number, left)
+
+    def _drawn(self, clients: list[int], epoch: int, number: int) -> set[int]:
+        """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
+        wanted = min(len(clients), max(1, round(self._participation * len(self.batches))))
+        if wanted == len(clients):
+            return set(clients)
+        return set(random.Random(f"{self._seed}/{epoch}/{number}").sample(clients, wanted))
+
+    def arrivals(self, epoch: int) -> int:
+        """Local steps of all clients in an epoch."""
+        return sum(sum(round_.steps) for round_ in self.of(epoch))
+
+    def go_through(self, epoch: int) -> Iterator[Round]:
+        """The rounds of an epoch, each of which is then the `current` one."""
+        for round_ in self.of(epoch):
+            self.current = round_
+            yield round_
+
+    def position(self, epoch: int, steps_left: Sequence[int] | None = None) -> dict[str, Any]:
+        """Where the run is, as plain numbers.
+
+        Args:
+            epoch: The Trainer's epoch.
+            steps_left: Local steps that every client has yet to take in the current round; None: the round has ended.
+        """
+        left = self.current.left
+        if steps_left is not None:
+            left = [n + more for n, more in zip(left, steps_left, strict=True)]
+        return {"epoch": epoch, "round": self.current.number, "left": left, "rounds": self.ended}
+
+    def resume(self, position: Mapping[str, Any], epoch: int) -> bool:
+        """Goes on at a `position`; returns whether the epoch is under way there."""
+        self.ended = position["rounds"]
+        under_way = position["epoch"] == epoch and any(position["left"])
+        self._resumed = (position["epoch"], position["round"], position["left"]) if under_way else None
+        return under_way

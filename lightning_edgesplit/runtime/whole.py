@@ -1,0 +1,153 @@
+"""Whole models and states on the server: the aggregate, snapshots in mid-round, and what a checkpoint needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_edgesplit.runtime import states
+from lightning_edgesplit.runtime.aggregation import weighted_mean
+from lightning_edgesplit.runtime.inbox import Letter
+from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.runtime.wire import Frame, Kind
+
+
+class WholeModels:
+    """Puts together what server and clients hold of each client's model, and averages it.
+
+    Args:
+        server: Has one half of each model; its module and optimizer receive the mean.
+        optimizer_state: What becomes of the optimizer's state at the end of a round: ``"keep"`` leaves it with its
+            client and moves it with its parameter, ``"average"`` averages it with the weights, ``"reset"`` forgets it.
+    """
+
+    def __init__(self, server: Server, optimizer_state: str = "keep") -> None:
+        self._server, self._sides, self._seats = server, server.sides, server.seats
+        self._rule = optimizer_state
+        self._mean_state: states.State = {}
+
+    @property
+    def fresh_state(self) -> states.State | None:
+        """The optimizer state with which every client begins the next round; None: each goes on with its own."""
+        return None if self._rule == "keep" else self._mean_state
+
+    @property
+    def averages_states(self) -> bool:
+        """Whether clients upload their optimizer state with their weights."""
+        return self._rule == "average"
+
+    @property
+    def steps_left(self) -> list[int] | None:
+        """Local steps that every client has yet to take in this round; None: it has ended."""
+        return [seat.left for seat in self._seats] if self._server.in_mid_round else None
+
+    def aggregate(self) -> list[Letter]:
+        """Ends a round: the module holds the weighted mean of whole models.
+
+        Returns:
+            The last letters of the clients that took part, in the order of their numbers.
+        """
+        self._server.settle()
+        uploads = self._letters(Kind.UPLOAD)
+        if len(self._seats) == 1:
+            torch.set_rng_state(uploads[0].frame.tensors[-2])
+        self._take_mean(uploads)
+        if self.averages_states:
+            self._mean_state = self._mean_of_states(uploads)
+        return uploads
+
+    def snapshot(self) -> None:
+        """Lets the module hold the mean of the models as they are in mid-round; the clients are not disturbed."""
+        self._take_mean(self._snapshots(weights=True, state=False))
+
+    def gather_optimizer_state(self) -> None:
+        """Lets the Trainer's optimizer hold the weighted mean of the clients' states, as a checkpoint wants it."""
+        mean = self._mean_of_states(self._snapshots(weights=False, state=True))
+        self._server.optimizer.state = defaultdict(dict, {self._sides.parameters[n]: own for n, own in mean.items()})
+
+    def positions(self) -> list[dict[str, Any]]:
+        """What every client needs to go on later as if nothing had happened: optimizer state, data, random streams.
+
+        Exact between two rounds; in mid-round it is where the clients are.
+        """
+        self._server.settle()
+        order = {"weights": False, "state": True, "position": True}
+        for client in range(len(self._seats)):
+            self._server.take_handover(client)
+            self._server.send(client, Frame(Kind.SNAPSHOT, about=order))
+        letters = [self._server.inbox.next(Kind.SNAPSHOT) for _ in self._seats]
+        positions = []
+        for letter in sorted(letters, key=lambda letter: letter.link):
+            seat, about, rest = self._seats[letter.link], letter.frame.about, iter(letter.frame.tensors)
+            own = states.unpack(about["state"], rest)
+            behind = states.read(seat.state, self._sides.parameters, self._sides.parameters)
+            copied = states.copy({**behind, **own})
+            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
+        if len(positions) == 1 and not self._server.in_mid_round:
+            positions[0]["tensors"][0] = torch.get_rng_state()
+        return positions
+
+    def restore(self, positions: Sequence[dict[str, Any]] | None, epoch: int | None) -> None:
+        """Goes on where `positions` were noted.
+
+        Args:
+            positions: What `positions` returned; None: every client takes the optimizer's state, with data from their
+                beginning.
+            epoch: The epoch that is under way; None: the next round begins one.
+        """
+        whole = states.read(self._server.optimizer.state, self._sides.parameters, self._sides.parameters)
+        if self.averages_states:
+            self._mean_state = whole
+        for client, seat in enumerate(self._seats):
+            own = states.copy(whole if positions is None else positions[client]["state"])
+            seat.state = defaultdict(dict, {self._sides.parameters[name]: entries for name, entries in own.items()})
+            if positions is not None:
+                seat.epoch = epoch
+                if len(self._seats) == 1:
+                    torch.set_rng_state(positions[0]["tensors"][0])
+                about = positions[client]["position"]
+                self._server.send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
+
+    def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
+        self._server.settle()
+        for client in self._active():
+            about = {"weights": weights, "state": state, "position": False}
+            self._server.send(client, Frame(Kind.SNAPSHOT, about=about))
+        return self._letters(Kind.SNAPSHOT)
+
+    def _active(self) -> list[int]:
+        return [client for client, seat in enumerate(self._seats) if seat.active]
+
+    def _letters(self, kind: Kind) -> list[Letter]:
+        """One letter of that kind from every client that takes part, in the order of their numbers."""
+        active = self._active()
+        for client in active:
+            self._server.take_handover(client)  # of those that have no local step yet
+        letters = [self._server.inbox.next(kind) for _ in active]
+        return sorted(letters, key=lambda letter: letter.link)
+
+    def _take_mean(self, letters: Sequence[Letter]) -> None:
+        samples = [letter.frame.about["samples"] for letter in letters]
+        if not any(samples):
+            return
+        models: list[dict[str, Tensor]] = []
+        for letter in letters:
+            seat = self._seats[letter.link]
+            own = dict(zip(seat.cut.client, letter.frame.tensors, strict=False))  # more may follow them
+            models.append({**seat.model, **seat.buffers_before, **own})
+        with torch.no_grad():
+            for name in self._sides.names:
+                self._sides.set(name, weighted_mean([model[name] for model in models], samples))
+
+    def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
+        whole: list[states.State] = []
+        for letter in letters:
+            seat, about = self._seats[letter.link], letter.frame.about
+            tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
+            own = states.read(seat.state, self._sides.parameters, self._sides.parameters)
+            whole.append({**own, **states.unpack(about["state"], tensors)})
+        return states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])

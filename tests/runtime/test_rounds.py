@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from lightning_edgesplit.runtime.rounds import Rounds, limited
+
+
+@pytest.mark.parametrize("batches", [[5, 2, 0, 3], [1], [4, 4], [0, 7]])
+@pytest.mark.parametrize("limit", [1, 2, 6, 9, 100, 0.3, 0.5, 1.0])
+def test_a_limit_is_dealt_out_to_the_clients_in_turn(batches, limit):
+    total = int(limit * sum(batches)) if isinstance(limit, float) else limit
+    # the oracle: cards on a table, one row per turn, read row by row
+    table = [client for turn in range(max(batches)) for client, n in enumerate(batches) if turn < n]
+    dealt = table[:total]
+    assert limited(batches, limit) == [dealt.count(client) for client in range(len(batches))]
+
+
+def test_a_stream_takes_its_turns_for_ever_and_needs_a_number():
+    assert limited([None, 2], 7) == [5, 2]
+    for limit in (1.0, 0.5, 0):
+        with pytest.raises(ValueError, match="limit_train_batches"):
+            limited([None, 2], limit)
+
+
+def test_unequal_clients_leave_a_round_when_their_data_end():
+    rounds = list(Rounds([5, 2, 0], round_steps=2).of(0))
+    assert [r.steps for r in rounds] == [[2, 2, 0], [2, 0, 0], [1, 0, 0]]
+    assert [r.left for r in rounds] == [[3, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert [r.number for r in rounds] == [1, 2, 3]
+    assert Rounds([5, 2, 0], round_steps=2).arrivals(4) == 7
+
+
+def test_without_round_steps_an_epoch_is_one_round():
+    assert [r.steps for r in Rounds([5, 2, 3]).of(0)] == [[5, 2, 3]]
+
+
+@pytest.mark.parametrize(("participation", "clients"), [(0.01, 1), (0.5, 2), (0.6, 2), (0.7, 3), (1.0, 4)])
+def test_a_fraction_of_all_clients_is_drawn_and_those_left_out_lose_their_turn(participation, clients):
+    rounds = list(Rounds([6, 6, 6, 6], round_steps=1, participation=participation, seed=1).of(0))
+    assert [sum(n > 0 for n in r.steps) for r in rounds] == [clients] * 6
+    assert [r.left for r in rounds] == [[n] * 4 for n in (5, 4, 3, 2, 1, 0)]
+
+
+def test_the_draw_depends_on_seed_epoch_and_round_alone():
+    def drawn(seed, epoch):
+        return [tuple(r.steps) for r in Rounds([40] * 5, 1, participation=0.4, seed=seed).of(epoch)]
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert drawn("1", 0) == drawn(1, 0), "as the environment gives it"
+    assert drawn(1, 0) != drawn(1, 1)
+    assert drawn(1, 0) != drawn(2, 0)
+    assert set(drawn(1, 0)) == {
+        tuple(int(k in pair) for k in range(5)) for pair in itertools.combinations(range(5), 2)
+    }, "in forty rounds every pair is drawn"
+
+
+def test_only_sampled_epochs_differ_in_length():
+    rounds = Rounds([9, 1], participation=0.5, seed=0)
+    assert rounds.differ
+    assert {rounds.arrivals(epoch) for epoch in range(20)} == {9, 1}
+    assert not Rounds([9, 1]).differ
+
+
+@pytest.mark.parametrize("participation", [0.5, 1.0])
+@pytest.mark.parametrize("after", range(1, 6))
+def test_a_resumed_epoch_goes_on_with_the_rounds_that_were_left(after, participation):
+    first = Rounds([5, 2, 4], round_steps=1, participation=participation, seed=3)
+    whole = list(first.of(2))
+    for _ in itertools.islice(first.go_through(2), after):
+        first.ended += 1
+    second = Rounds([5, 2, 4], round_steps=1, participation=participation, seed=3)
+    assert second.resume(first.position(2), 2) == (after < 5)
+    assert second.ended == after
+    if after < 5:
+        assert list(second.of(2)) == whole[after:]
+    assert list(second.of(3)) == list(first.of(3)), "the next epoch is a whole one"
+
+
+def test_a_position_in_mid_round_holds_the_steps_that_were_not_taken():
+    rounds = Rounds([5, 2, 4], round_steps=3)
+    next(rounds.go_through(0))
+    assert rounds.position(0, [2, 0, 3]) == {"epoch": 0, "round": 1, "left": [4, 0, 4], "rounds": 0}
+    again = Rounds([5, 2, 4], round_steps=3)
+    assert again.resume(rounds.position(0, [2, 0, 3]), 0)
+    assert [r.steps for r in again.of(0)] == [[3, 0, 3], [1, 0, 1]]
+
+
+def test_a_position_of_another_epoch_begins_a_whole_one():
+    rounds = Rounds([2, 2], round_steps=1)
+    assert not rounds.resume({"epoch": 1, "round": 1, "left": [1, 1], "rounds": 3}, 2)
+    assert [r.steps for r in rounds.of(2)] == [[1, 1], [1, 1]]
