@@ -63,7 +63,8 @@ class LatencyModel:
         corrections: Factors from measured times; None: none.
 
     Raises:
-        ValueError: If there is not one profile per client, or a speed is neither given nor measured.
+        ValueError: If there is not one profile per client, a speed is neither given nor measured, or a client's own
+            ``times`` lack a cut.
     """
 
     def __init__(
@@ -192,11 +193,14 @@ class LatencyModel:
         """Seconds per sample of forward and backward pass."""
         if profile.flops is not None:
             return cost.client_forward / profile.flops, cost.client_backward / profile.flops
+        slowdown = profile.slowdown or 1.0
+        if profile.times is not None:
+            own = profile.times[cost.name]
+            return slowdown * own.client_forward, slowdown * own.client_backward
         if cost.client_forward_seconds is None or cost.client_backward_seconds is None:
             raise ValueError(
                 f"client {profile.name!r} has no `flops`, and this machine's speed was not measured: give its `flops`."
             )
-        slowdown = profile.slowdown or 1.0
         return slowdown * cost.client_forward_seconds, slowdown * cost.client_backward_seconds
 
     def _server_seconds(self, cost: CutCost) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_edgesplit.scheduling.measured import LayerTimes
+
 
 def _positive(owner: str, **values: float | None) -> None:
     for option, value in values.items():
@@ -18,15 +20,16 @@ class ClientProfile:
     Attributes:
         name: How reports call the client; the strategy fills in ``client-<index>`` where it is empty.
         flops: Sustained compute rate, FLOP/s. Excludes `slowdown`.
-        slowdown: How many times slower than this machine (one thread) the client computes. Where neither `flops` nor
-            `slowdown` is given, the client is as fast as this machine.
+        slowdown: How many times slower than this machine (one thread) the client computes, or, with `times`, slower
+            than those. Where none of `flops`, `slowdown` and `times` is given, the client is as fast as this machine.
         memory: Bytes for the client-side model, its gradients, optimizer state and activations; None: no limit.
         uplink: The client's own rate towards the server, bit/s; None: only the shared link limits it.
         downlink: The client's own rate from the server, bit/s; None: only the shared link limits it.
         latency: One-way delay of a message, seconds.
+        times: Seconds measured on the client, cut by cut (`load_layer_times`), without the server's.
 
     Raises:
-        ValueError: If a value is not positive and finite, or both `flops` and `slowdown` are given.
+        ValueError: If a value is not positive and finite, or `flops` is given with `slowdown` or `times`.
     """
 
     name: str = ""
@@ -36,6 +39,7 @@ class ClientProfile:
     uplink: float | None = None
     downlink: float | None = None
     latency: float = 0.0
+    times: LayerTimes | None = None
 
     def __post_init__(self) -> None:
         owner = f"client {self.name!r}"
@@ -52,6 +56,11 @@ class ClientProfile:
         if self.flops is not None and self.slowdown is not None:
             raise ValueError(
                 f"flops={self.flops} and slowdown={self.slowdown} of {owner} exclude each other: keep the one you know."
+            )
+        if self.flops is not None and self.times is not None:
+            raise ValueError(
+                f"flops={self.flops} and times={self.times.source!r} of {owner} exclude each other: keep the times,"
+                " which are measured."
             )
 
 

@@ -37,6 +37,28 @@ def test_a_node_or_a_plain_mapping_will_do_as_well():
     assert load_clients(OmegaConf.create(data["clients"][:1]))[0] == expected[:1]
 
 
+def test_devices_and_links_come_from_the_catalogue_and_single_keys_override_them(tmp_path):
+    text = """
+clients:
+  - {device: raspberry-pi-4, link: 4g, count: 2}
+  - {name: wired, device: raspberry-pi-4, link: ethernet-1g, memory: 1e9, latency: 0}
+  - {name: slow, device: raspberry-pi-4, slowdown: 3}
+  - {name: free, link: 4g, uplink: null}
+server: {link: ethernet-100m, flops: 5e12}
+"""
+    profiles, server = load(text, tmp_path)
+    pi = {"flops": 11.889e9, "memory": 2e9}  # numbers of configs/catalogue, by hand
+    mobile = {"uplink": 6.3e6, "downlink": 21.3e6, "latency": 0.0276}
+    assert profiles == [
+        ClientProfile("raspberry-pi-4-0", **pi, **mobile),
+        ClientProfile("raspberry-pi-4-1", **pi, **mobile),
+        ClientProfile("wired", flops=11.889e9, memory=1e9, uplink=1e9 * 0.9493, downlink=1e9 * 0.9493),
+        ClientProfile("slow", slowdown=3.0, memory=2e9),
+        ClientProfile("free", uplink=None, downlink=21.3e6, latency=0.0276),
+    ]
+    assert server == ServerProfile(flops=5e12, uplink=1e8 * 0.9493, downlink=1e8 * 0.9493)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -54,6 +76,13 @@ def test_a_node_or_a_plain_mapping_will_do_as_well():
         ("devices: [{name: a}]", "devices.*Known keys"),
         ("clients: [a]", r"clients\[0\]': 'a' is no mapping"),
         ("clients: [{", "cannot be read"),
+        ("clients: [{device: pi}]", r"clients\[0\]': device='pi' is not in the catalogue. Known: raspberry-pi-3b, "),
+        ("clients: [{link: wifi}]", r"clients\[0\]': link='wifi' is not in the catalogue. Known: wifi-4, "),
+        ("clients: [{device: desktop, flops: 1, slowdown: 2}]", r"clients\[0\]': flops=1.0 and slowdown=2.0"),
+        ("clients: [{device: desktop}, {device: desktop}]", "'desktop' comes twice"),
+        ("clients: [a]\nserver: {device: t4}", r"clients\[0\]'"),
+        ("clients: [{name: a}]\nserver: {device: t4}", "'server': device='t4' is not in the catalogue"),
+        ("server: {flops: 1}", "missing or empty.*or give `population:`"),
     ],
 )
 def test_a_mistake_is_an_error_with_its_place(text, message, tmp_path):
