@@ -1,6 +1,7 @@
 """How long it takes to find and prove all cuts of ResNet-18, or to have them from the cache, in training steps.
 
-The steps are those of the same module on the same batch."""
+The steps are those of the same module on the same batch.
+"""
 
 from __future__ import annotations
 

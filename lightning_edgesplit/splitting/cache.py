@@ -100,7 +100,9 @@ class Entry:
             raise _UnusableError("it is damaged, or of another question")
         cuts = [_decoded(Cut, cut) for cut in body["cuts"]]
         if any(border.path for cut in cuts for border in _borders(cut).values()):
-            calls = self._calls(cuts, body["samples"])
+            calls, order = self._calls(cuts, body["samples"])
+            if order != body["order"]:
+                raise _UnusableError("the step calls other modules, or in another order, than it did")
             ways = [_way(cut, calls) for cut in cuts]
             if [_outputs(way) for way in ways] != body["outputs"]:
                 raise _UnusableError("the step returns other outputs than it did")
@@ -116,7 +118,7 @@ class Entry:
             samples: How many samples of the batch they were proven on.
         """
         try:
-            calls = self._calls(cuts, samples)
+            calls, order = self._calls(cuts, samples)
             ways = [_way(cut, calls) for cut in cuts]
             built = [[key for key, border in _borders(cut).items() if border.structures] for cut in cuts]
             for cut, way, only in zip(cuts, ways, built, strict=True):
@@ -126,6 +128,7 @@ class Entry:
                 "name": self.path.name,
                 "samples": samples,
                 "cuts": [_encoded(cut) for cut in cuts],
+                "order": order,
                 "outputs": [_outputs(way) for way in ways],
                 "built": built,
                 "refused": cuts.refused,
@@ -157,14 +160,19 @@ class Entry:
         for _, path in sorted(used)[: max(0, len(used) - ENTRIES)]:
             path.unlink(missing_ok=True)
 
-    def _calls(self, cuts: Iterable[Cut], samples: Any) -> list[_Call]:
-        """One step on the samples of the proof: the calls of all modules on the way to a cut."""
+    def _calls(self, cuts: Iterable[Cut], samples: Any) -> tuple[list[_Call], str]:
+        """One step on the samples of the proof.
+
+        Returns:
+            The calls of all modules on the way to a cut, and a digest of the order of all calls in the step.
+        """
         whole = batch_size(self._batch)
         if not isinstance(samples, int) or not 1 <= samples <= whole:
             raise _UnusableError(f"it was proven on {samples} samples")
         batch = self._batch if samples == whole else first_samples(self._batch, samples)
         paths = {name for cut in cuts for border in _borders(cut).values() for name in border.path}
         calls: list[_Call] = []
+        order: list[str] = []
         clock = count()
 
         def watched(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -178,6 +186,9 @@ class Entry:
         with generators_kept():
             probe, _ = copy_of(self._module)
             probe.train(self._module.training)
+            for name, child in probe.named_modules():
+                child.register_forward_pre_hook(lambda *args, name=name: order.append(name))
+                child.register_forward_hook(lambda *args: order.append("ends"))
             modules = {probe.get_submodule(name): name for name in sorted(paths)}
             if len(modules) != len(paths):
                 raise _UnusableError("one module is called by two names")
@@ -186,7 +197,7 @@ class Entry:
                 self._context(),
             ):
                 loss_of(probe.training_step(*step_arguments(probe, batch, 0)))  # type: ignore[operator]
-        return calls
+        return calls, _digest(order)
 
     def _warn(self, what: str, error: Exception) -> None:
         """Says once why the cache is of no use: a folder that cannot be read cannot be written either."""
@@ -342,8 +353,8 @@ def _decoded(kind: Any, data: Any) -> Any:
         names = {field.name for field in fields(kind)} - {"structures"}
         if names == data.keys():
             return kind(**{name: _decoded(hints[name], data[name]) for name in names})  # type: ignore[operator]
-    elif kind is float and type(data) in (int, float):
-        return data
-    elif kind in (bool, int, str, types.NoneType) and type(data) is kind:
+    elif (type(data) is kind and kind in (bool, int, float, str, types.NoneType)) or (
+        kind is float and type(data) is int
+    ):
         return data
     raise _UnusableError(f"{str(data)[:80]!r} is no {kind}")

@@ -40,7 +40,7 @@ THINGS = 300_000
 """Values and files that are looked at before a module counts as too large to describe."""
 
 NESTED = 3
-"""How deep objects of other people's classes (configurations, clients of services) are opened inside each other."""
+"""How deep objects of installed packages' classes (configurations, loggers) are opened inside each other."""
 
 
 class NoFingerprintError(Exception):
@@ -294,7 +294,7 @@ class _Known:
         return parts
 
     def _state(self, value: Any) -> Iterator[Any]:
-        """What an object holds; nothing of Python's, torch's and Lightning's own, which change with their surroundings."""
+        """What an object holds; nothing of Python's, torch's and Lightning's own, which change with their run."""
         kind = type(value)
         if isinstance(value, nn.Module):
             yield [self.attributes(value), value.training]
@@ -354,8 +354,8 @@ class _Sources:
         """Takes in a module of Python, and of the user's own also what they import; says whose it is.
 
         Returns:
-            ``"own"``: the user's; ``"installed"``: another package's; ``"foreign"``: Python's, torch's or ours, of which
-            the version is enough.
+            ``"own"``: the user's; ``"installed"``: another package's; ``"foreign"``: Python's, torch's or ours, of
+            which the version is enough.
         """
         if name is None:
             return _FOREIGN
