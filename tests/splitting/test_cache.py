@@ -237,6 +237,15 @@ def test_whatever_the_answer_depends_on_makes_a_new_proof(change, proofs, tmp_pa
     assert ask(change).cached
 
 
+def test_the_type_that_autocast_computes_in_is_a_part_of_the_question(tmp_path, monkeypatch):
+    def context():
+        return torch.autocast("cpu", dtype=getattr(torch, os.environ["KIND"]))
+
+    for kind, cached in (("bfloat16", False), ("bfloat16", True), ("float16", False)):
+        monkeypatch.setenv("KIND", kind)
+        assert find_cuts(Convolutional(), images(), context=context, cache=tmp_path).cached == cached
+
+
 def test_what_the_trainer_leaves_on_a_module_makes_none(tmp_path):
     module = Convolutional()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
