@@ -1,4 +1,7 @@
-"""How long it takes to find and prove all cuts of ResNet-18, in training steps of the same module and batch."""
+"""How long it takes to find and prove all cuts of ResNet-18, or to have them from the cache, in training steps.
+
+The steps are those of the same module on the same batch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 
@@ -21,13 +25,27 @@ from lightning_edgesplit.splitting import find_cuts
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(2)
-    table = Table("batch", "cuts", "a step", "find and prove", "in steps", title="ResNet-18, 32×32, 2 threads")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(folder)
+
+
+def measure(folder: str) -> None:
+    table = Table(
+        "batch",
+        "cuts",
+        "a step",
+        "find and prove",
+        "in steps",
+        "from the cache",
+        "in steps",
+        title="ResNet-18, 32×32, 2 threads",
+    )
     ratios = {}
     for size in (32, 128):
         module = Classifier(resnet18()).train()
         optimizer = module.configure_optimizers()
         batch = torch.randn(size, 3, 32, 32), torch.randint(0, 10, (size,))
-        pairs = []
+        pairs, again = [], []
         for number in range(4):  # the first warms up
             begin = time.perf_counter()
             for _ in range(5):
@@ -36,12 +54,18 @@ def main() -> None:
                 optimizer.step()
             between = time.perf_counter()
             cuts = find_cuts(module, batch, optimizer)
+            proven = time.perf_counter()
+            kept = find_cuts(module, batch, optimizer, cache=folder)  # written by the round that warms up
             if number:
-                pairs.append(((between - begin) / 5, time.perf_counter() - between))
+                assert kept.cached
+                pairs.append(((between - begin) / 5, proven - between))
+                again.append(((between - begin) / 5, kept.seconds))
         step, proof = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratios[f"find_over_step_batch_{size}"] = statistics.median(b / a for a, b in pairs)
+        ratios[f"cached_over_step_batch_{size}"] = statistics.median(b / a for a, b in again)
         ratio = f"{ratios[f'find_over_step_batch_{size}']:.1f}"
-        table.add_row(str(size), str(len(cuts)), f"{step:.2f} s", f"{proof:.2f} s", ratio)
+        cached = f"{statistics.median(b for _, b in again):.2f} s", f"{ratios[f'cached_over_step_batch_{size}']:.1f}"
+        table.add_row(str(size), str(len(cuts)), f"{step:.2f} s", f"{proof:.2f} s", ratio, *cached)
     Console().print(table)
     about = {"torch": torch.__version__, "lightning": L.__version__, "machine": platform.machine(), "argv": sys.argv}
     print(json.dumps({**ratios, **about}))

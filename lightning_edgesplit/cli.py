@@ -29,7 +29,7 @@ from lightning_edgesplit.scheduling import (
     make_policy,
     simulate,
 )
-from lightning_edgesplit.splitting import find_cuts
+from lightning_edgesplit.splitting import default_folder, find_cuts
 from lightning_edgesplit.splitting.batch import batch_size
 
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cuts.add_argument("--private", nargs="*", help="names of the batch leaves that must stay on the client")
     cuts.add_argument("--cut", action="append", help="prove this module call only; may be given several times")
     cuts.add_argument("--figure", help="file for a picture of cost over depth (png, pdf, svg)")
+    cuts.add_argument("--no-cache", action="store_true", help="prove anew, whatever an earlier run found")
     cuts.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
     client = commands.add_parser("client", help="run a script as one client of a server on this machine")
@@ -83,22 +84,23 @@ def _cuts(options: argparse.Namespace) -> int:
         module.configure_model()
     optimizer = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
     optimizer = optimizer if isinstance(optimizer, Optimizer) else None
-    wanted = options.cut
-
-    def asked_for(name: str) -> bool:
-        return any(name == cut or name.endswith(f".{cut}") for cut in wanted)
-
-    found = find_cuts(module.train(), batch, optimizer, only=asked_for if wanted else None, private=options.private)
+    folder = None if options.no_cache else default_folder()
+    found = find_cuts(module.train(), batch, optimizer, only=options.cut, private=options.private, cache=folder)
     size = batch_size(batch)
     if options.figure:
         save_cuts(found, size, options.figure)
     if options.json:
-        print(json.dumps({"batch": size, "cuts": cuts_rows(found, size), "refused": found.refused}))
+        print(
+            json.dumps(
+                {"batch": size, "cuts": cuts_rows(found, size), "refused": found.refused, "cached": found.cached}
+            )
+        )
     else:
         console = Console()
         console.print(cuts_table(found, size))
         if found.refused:
             console.print(refused_table(found))
+        console.print(f"{'from the cache,' if found.cached else 'found and proven in'} {found.seconds:.1f} s")
     return 0
 
 

@@ -42,7 +42,7 @@ from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
-from lightning_edgesplit.splitting import END, Cuts, find_cuts, time_cuts
+from lightning_edgesplit.splitting import END, Cuts, default_folder, find_cuts, time_cuts
 from lightning_edgesplit.splitting.batch import batch_size
 from lightning_edgesplit.splitting.tree import flatten
 
@@ -297,15 +297,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _find_cuts(self, batch: Any) -> Cuts:
         """The proven and timed cuts; only those that were asked for, where some were."""
         module, wanted = self._trainer.lightning_module, self._wanted
-
-        def asked_for(name: str) -> bool:
-            return wanted is None or any(name == cut or name.endswith(f".{cut}") for cut in wanted)
-
         context = self.precision_plugin.train_step_context
         optimizer = _plain(self.optimizers[0])
         cuts = find_cuts(
-            module, batch, optimizer, only=asked_for, private=self.private, context=context, second_cut=self.second_cut
-        )
+            module, batch, optimizer, only=wanted, private=self.private, context=context,
+            second_cut=self.second_cut, cache=default_folder(),
+        )  # fmt: skip
         for name in wanted or ():
             cuts.find(name)
         return time_cuts(module, batch, cuts, optimizer, server_threads=self._threads, context=context)

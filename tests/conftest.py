@@ -17,6 +17,11 @@ def same_seed_and_one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_cuts_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPLIT_CACHE", "")
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     threads = set(threading.enumerate())
     yield

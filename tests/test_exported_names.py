@@ -13,7 +13,7 @@ import pytest
             "ClientFailedError ClientLostError ClientProfile EdgeSplitError EdgeSplitStrategy ImpossibleCutError"
             " InfeasibleError ServerProfile",
         ),
-        ("lightning_edgesplit.splitting", "END Cut CutProfile Cuts find_cuts time_cuts"),
+        ("lightning_edgesplit.splitting", "END Cut CutProfile Cuts default_folder find_cuts time_cuts"),
         (
             "lightning_edgesplit.scheduling",
             "POLICIES ClientProfile Corrections Costs CutCost EdgeSplit Exact FedAvg Fixed InfeasibleError LatencyModel"

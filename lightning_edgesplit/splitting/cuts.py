@@ -168,11 +168,15 @@ class Cuts(list[Cut]):
 
     Attributes:
         refused: Reason by module name.
+        seconds: How long it took to find them.
+        cached: Whether they come from an earlier run, and were not proven in this one.
     """
 
-    def __init__(self, cuts: Sequence[Cut], refused: dict[str, str]) -> None:
+    def __init__(
+        self, cuts: Sequence[Cut], refused: dict[str, str], seconds: float = 0.0, cached: bool = False
+    ) -> None:
         super().__init__(cuts)
-        self.refused = refused
+        self.refused, self.seconds, self.cached = refused, seconds, cached
 
     def find(self, name: str) -> Cut:
         """The cut of that name; an alias or an unambiguous end of the name will do (``layer1`` for ``net.layer1``).

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.splitting.batch import batch_size, first_samples, numbers_of
+from lightning_edgesplit.splitting.cache import entry_of
 from lightning_edgesplit.splitting.cuts import Cut, Cuts
 from lightning_edgesplit.splitting.judge import Candidate, candidates
 from lightning_edgesplit.splitting.proof import Probe, generators_kept
@@ -24,10 +27,11 @@ def find_cuts(
     batch: Any,
     optimizer: Optimizer | None = None,
     samples: int = 2,
-    only: Callable[[str], bool] | None = None,
+    only: Collection[str] | Callable[[str], bool] | None = None,
     private: Sequence[str] | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     second_cut: str | None = None,
+    cache: str | PathLike[str] | None = None,
 ) -> Cuts:
     """Finds where a LightningModule can be cut, and proves each cut before it offers it.
 
@@ -43,12 +47,15 @@ def find_cuts(
         batch: A batch as its ``training_step`` takes it: tensor, list, tuple, mapping, dataclass, nested.
         optimizer: Its optimizer; gives `CutProfile.optimizer_bytes`. It is copied, not changed.
         samples: How many samples of the batch the proof uses; all, where the step fails on so few.
-        only: Limits the proof to modules for whose name it returns True.
+        only: Limits the proof to these modules: full names or ends of them (``layer1`` for ``net.layer1``), or a
+            function that returns True for a full name.
         private: Names of the batch leaves that must not leave the client (``"image"``, ``"0"``, ``"inputs.pixels"``),
             while all others may; None: the raw inputs stay, and what is no tensor.
         context: Opened around every forward pass (mixed precision).
         second_cut: Name of the module behind which the client goes on, so that labels stay with it (a U-shaped split);
             a full name, or an unambiguous end of one. None: the server runs the rest.
+        cache: Folder from which the answer to an equal question is taken, and to which a new one goes
+            (`default_folder`); None: all is proven anew. Not used where `only` is a function.
 
     Returns:
         The cuts, shallow to deep, ending with `END`; `Cuts.refused` says why other modules are none.
@@ -59,7 +66,45 @@ def find_cuts(
             `second_cut` names no module that the step calls, or if the step draws random numbers from numpy or Python's
             ``random``, whose streams do not travel.
     """
+    begin = time.perf_counter()
     numbers = None if private is None else numbers_of(private, flatten(batch)[1])
+    names = [only] if isinstance(only, str) else only
+    entry = None
+    if not callable(names):
+        asked = {
+            "samples": samples,
+            "only": None if names is None else sorted(names),
+            "private": None if numbers is None else sorted(numbers),
+            "second_cut": second_cut,
+        }
+        entry = entry_of(cache, module, batch, optimizer, context, asked)
+    cuts = None if entry is None else entry.load()
+    if cuts is None:
+        matches = names if callable(names) or names is None else _ends_in(names)
+        cuts, proven_on = _find(module, batch, optimizer, samples, matches, numbers, context, second_cut)
+        if entry is not None:
+            entry.save(cuts, proven_on)
+    else:
+        cuts.cached = True
+    cuts.seconds = time.perf_counter() - begin
+    return cuts
+
+
+def _ends_in(names: Collection[str]) -> Callable[[str], bool]:
+    return lambda name: any(name == asked or name.endswith(f".{asked}") for asked in names)
+
+
+def _find(
+    module: nn.Module,
+    batch: Any,
+    optimizer: Optimizer | None,
+    samples: int,
+    only: Callable[[str], bool] | None,
+    numbers: frozenset[int] | None,
+    context: Callable[[], AbstractContextManager[Any]],
+    second_cut: str | None,
+) -> tuple[Cuts, int]:
+    """Finds and proves; returns also how many samples that took."""
     with generators_kept():
         probe = _probe(module, batch, optimizer, samples, numbers, context)
         recorder, changed = probe.record()
@@ -87,7 +132,7 @@ def find_cuts(
                 )
         cuts.append(probe.whole_step())
     proven = {name for cut in cuts for name in cut.names}
-    return Cuts(cuts, {name: reason for name, reason in refused.items() if name not in proven})
+    return Cuts(cuts, {name: reason for name, reason in refused.items() if name not in proven}), probe.size
 
 
 def _probe(

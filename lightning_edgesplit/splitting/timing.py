@@ -78,7 +78,7 @@ def time_cuts(
         )
         return replace(cut, profile=profile)
 
-    return Cuts([timed(cut) for cut in cuts], cuts.refused)
+    return Cuts([timed(cut) for cut in cuts], cuts.refused, cuts.seconds, cuts.cached)
 
 
 def _timed_step(

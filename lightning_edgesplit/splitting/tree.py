@@ -53,6 +53,19 @@ class Structure:
                 object.__setattr__(new, key, value)  # a frozen dataclass as well
         return new
 
+    def containers(self) -> Iterator[type]:
+        """The classes of all containers, from the outside in."""
+        if self.kind != "leaf":
+            yield list if self.kind == "list" else self.shell if isinstance(self.shell, type) else type(self.shell)
+        for child in self.children:
+            yield from child.containers()
+
+    def described(self) -> list[Any]:
+        """Kinds, classes and keys in plain texts: equal for containers that are built alike."""
+        kind = next(self.containers(), None)
+        name = "" if kind is None else f"{kind.__module__}.{kind.__qualname__}"
+        return [self.kind, name, [repr(key) for key in self.keys], [child.described() for child in self.children]]
+
     def paths(self, at: str = "") -> list[str]:
         """A name for every leaf: ``image``, ``0``, ``inputs.0.mask``; a bare leaf is named ``batch``."""
         if self.kind == "leaf":
