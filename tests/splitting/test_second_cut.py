@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from second_cut_samples import Structured, Tied, UNet
 from torch import nn
 
 from lightning_edgesplit.splitting import END, find_cuts
@@ -23,63 +22,6 @@ class Classifier(L.LightningModule):
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
         self.log("loss", loss)
         return loss
-
-
-class UNet(nn.Module):
-    """Goes down and up again; the first layer's output is used by the last one too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.middle = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.bottom, self.up = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
-        self.last = nn.Conv2d(8, 10, 3, padding=1)
-
-    def forward(self, x):
-        skip = self.down(x)
-        deep = self.up(F.relu(self.bottom(self.middle(skip))))
-        return self.last(torch.cat([skip, deep], 1)).mean((2, 3))
-
-
-@dataclass
-class Hidden:
-    state: torch.Tensor
-    note: str
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
-
-    def forward(self, x):
-        return Hidden(self.second(self.first(x).relu_()), "encoded")
-
-
-class Structured(nn.Module):
-    """Outputs are dataclasses; a number is read off a tensor between the cuts, and used behind the second one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.front, self.encoder, self.head = nn.Linear(12, 12), Encoder(), nn.Linear(12, 10)
-        self.dropout = nn.Dropout(0.3)
-
-    def forward(self, x):
-        hidden = self.encoder(self.front(x))
-        length = int(hidden.state.detach().abs().sum().item()) % 3 + 1
-        return self.head(self.dropout(hidden.state).relu_()) * length
-
-
-class Tied(nn.Module):
-    """Words in, words out: the embedding is the last layer's weight too, as in GPT-2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.block = nn.Embedding(10, 12), nn.Sequential(nn.Linear(12, 12), nn.GELU(), nn.Dropout(0.1))
-        self.norm, self.out = nn.LayerNorm(12), nn.Linear(12, 10, bias=False)
-        self.out.weight = self.words.weight
-
-    def forward(self, x):
-        return self.out(self.norm(self.block(self.words(x)))).mean(1)
 
 
 def vectors(size: int = 6):

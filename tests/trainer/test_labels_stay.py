@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from rows import feature
+from second_cut_samples import Structured, Tied, UNet
 from small import Classifier, Deterministic, WithAdamW, fedavg, fit, vectors
-from splitting.test_second_cut import Structured, Tied, UNet
 from torch import nn
 from torch.utils.data import TensorDataset
 
