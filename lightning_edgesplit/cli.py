@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cuts.add_argument("--module", help="LightningModule: my_package.MyModule")
     cuts.add_argument("--data", help="LightningDataModule, or a function that returns a training DataLoader")
     cuts.add_argument("--config", help="YAML with `model:` and `data:`, each with class_path and init_args")
+    cuts.add_argument("--second-cut", help="module behind which the client goes on, so that labels stay with it")
     cuts.add_argument("--private", nargs="*", help="names of the batch leaves that must stay on the client")
     cuts.add_argument("--cut", action="append", help="prove this module call only; may be given several times")
     cuts.add_argument("--figure", help="file for a picture of cost over depth (png, pdf, svg)")
@@ -85,7 +86,10 @@ def _cuts(options: argparse.Namespace) -> int:
     optimizer = module.configure_optimizers() if hasattr(module, "configure_optimizers") else None
     optimizer = optimizer if isinstance(optimizer, Optimizer) else None
     folder = None if options.no_cache else default_folder()
-    found = find_cuts(module.train(), batch, optimizer, only=options.cut, private=options.private, cache=folder)
+    found = find_cuts(
+        module.train(), batch, optimizer, only=options.cut, private=options.private, second_cut=options.second_cut,
+        cache=folder,
+    )  # fmt: skip
     size = batch_size(batch)
     if options.figure:
         save_cuts(found, size, options.figure)

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
+from lightning_edgesplit.splitting import END
 
 Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig | Mapping[str, Any]
 
@@ -69,6 +70,20 @@ def policy(policy: str | Policy, cuts: str | Sequence[str] | None, count: int) -
     if len(names) != count:
         raise ValueError(f"cuts={cuts!r} names {len(names)} cuts for {count} clients: give one, or one per client.")
     return Fixed(tuple(names)), names
+
+
+def second_cut(name: str | None) -> str | None:
+    """The name of the second cut.
+
+    Raises:
+        ValueError: If it is none: what names it can have is known once the module is.
+    """
+    if name is not None and (not isinstance(name, str) or name in ("", END)):
+        raise ValueError(
+            f"second_cut={name!r} must be the name of a module behind which the client goes on, or None: there, the"
+            " server runs all that is behind the cut."
+        )
+    return name
 
 
 def launcher(name: str, count: int) -> str:

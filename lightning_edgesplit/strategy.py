@@ -119,7 +119,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
         self.private = [private] if isinstance(private, str) else private
-        self.second_cut = second_cut
+        self.second_cut = options.second_cut(second_cut)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
         self.cuts: Cuts | None = None
         self.plan: Plan | None = None

@@ -53,6 +53,20 @@ class Structured(nn.Module):
         return self.head(self.dropout(hidden.state).relu_()) * length
 
 
+class WithToken(nn.Module):
+    """A parameter without a module is joined to the sequence between the cuts, and noise is drawn there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.middle, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.token, self.dropout = nn.Parameter(torch.randn(1, 1, 8)), nn.Dropout(0.2)
+
+    def forward(self, x):
+        x = self.front(x.unflatten(1, (3, 4)))
+        x = torch.cat([self.token.expand(len(x), -1, -1), x + 0.1 * torch.randn_like(x)], 1)
+        return self.head(self.dropout(self.middle(x)).mean(1))
+
+
 class Tied(nn.Module):
     """Words in, words out: the embedding is the last layer's weight too, as in GPT-2."""
 

@@ -23,6 +23,8 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
         ({"clients": {}}, "`clients:` is missing or empty"),
         ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
         ({"server_model": "shared"}, "server_model='shared' is not supported"),
+        ({"second_cut": "end"}, "second_cut='end' must be the name of a module"),
+        ({"second_cut": 3}, "second_cut=3 must be the name of a module"),
         ({"participation": 0.0}, "participation=0.0 must be a fraction"),
         ({"participation": 1.5}, "participation=1.5 must be a fraction"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop' is unknown"),
@@ -67,7 +69,7 @@ def no_process_may_start(monkeypatch):
     def refuse(*_):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("lightning_edgesplit.strategy.ForkLauncher", refuse)
+    monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", refuse)
 
 
 SMALL = [ClientProfile("big"), ClientProfile("tiny", memory=100.0)]

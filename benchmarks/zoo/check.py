@@ -63,7 +63,7 @@ def check(entry: Entry, steps: int = 3) -> Row:
         module = entry.module().train()
         batches = [entry.batch() for _ in range(steps)]
         begin = time.perf_counter()
-        cuts = find_cuts(module, batches[0], private=entry.private)
+        cuts = find_cuts(module, batches[0], private=entry.private, second_cut=entry.second_cut)
     except Exception as error:
         return Row(entry.name, 0, (), False, time.perf_counter() - begin, None, f"{type(error).__name__}: {error}")
     seconds = time.perf_counter() - begin
@@ -75,7 +75,9 @@ def check(entry: Entry, steps: int = 3) -> Row:
     expected = _trained(module, batches, "auto")
     worst = 0.0
     for name in chosen:
-        strategy = EdgeSplitStrategy(clients=1, cuts=name, private=entry.private, timeout=120)
+        strategy = EdgeSplitStrategy(
+            clients=1, cuts=name, private=entry.private, second_cut=entry.second_cut, timeout=120
+        )
         try:
             actual = _trained(module, batches, strategy)
         except Exception as error:

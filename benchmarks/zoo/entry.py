@@ -73,6 +73,7 @@ class Entry:
         module: Makes the LightningModule, with random weights.
         batch: Makes one batch.
         private: As `lightning_edgesplit.EdgeSplitStrategy` has it.
+        second_cut: The same: where the step comes back, so that labels stay; None: it does not.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Entry:
     module: Callable[[], L.LightningModule]
     batch: Callable[[], Any]
     private: Sequence[str] | None = None
+    second_cut: str | None = None
 
 
 def images(size: int, classes: int = 10, samples: int = 2) -> Callable[[], Any]:

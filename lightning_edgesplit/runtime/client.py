@@ -77,6 +77,7 @@ class Client:
         self._outputs: Sequence[Sequence[Any]] = []
         self._returned: Sequence[Sequence[Any]] = []
         self._structures: dict[tuple[str, int], Structure] = {}
+        self._generator: Tensor | None = None
         self._buffers_before: dict[str, Tensor] = {}
         module.__dict__["log"] = self._log
 
@@ -295,7 +296,9 @@ class Client:
             return self._take_back(times)
 
         with self._context():
-            part = run_client_side(self.module, cut.border, batch, about["index"], cut.back, there_and_back)
+            part = run_client_side(
+                self.module, cut.border, batch, about["index"], cut.back, there_and_back, self._go_on_drawing
+            )
         if cut.back is None:
             send(part, Kind.SMASHED)
             times += times[-1:] * 3  # it does not come back in between
@@ -346,11 +349,15 @@ class Client:
         self.throttle.received(answer.frame.size, answer.arrived)
         times.append(time.monotonic())
         tensors, about = list(answer.frame.tensors), answer.frame.about
-        if cut.random:
-            torch.set_rng_state(tensors.pop())
+        self._generator = tensors.pop() if cut.random else None
         self._returned = about.get("outputs", self._returned)
         structures = [self._structures[call] for call in zip(cut.back.path, cut.back.numbers, strict=True)]
         return Passed(tensors, self._returned, structures, about.get("notes", ()))
+
+    def _go_on_drawing(self) -> None:
+        """Behind the second cut random numbers go on where the server's ended, whatever was drawn here on the way."""
+        if self._generator is not None:
+            torch.set_rng_state(self._generator)
 
     def _finish_head(self, part: ClientPart, about: dict[str, Any], accumulate: int, times: list[float]) -> None:
         """The loss and its backward pass to the second cut; the gradients there go to the server."""

@@ -81,6 +81,7 @@ class Probe:
         declared: Numbers of the plain leaves that may be sent, since `private` does not name them.
         buffers_before: The buffers as they were before the step; `buffers`: behind it.
         loss: The uncut step's; `gradients`: by name of the parameter.
+        generator_after: State of the random generator behind the uncut forward pass.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Probe:
         self._generator = torch.get_rng_state()
         with self.fresh(), Watch() as forward:
             self.loss = loss_of(self.step(batch))
+        self.generator_after = torch.get_rng_state()
         with Watch() as backward:
             self.loss.backward()  # type: ignore[no-untyped-call]
         self.flops = forward.flops, backward.flops

@@ -85,6 +85,7 @@ class Rehearsal:
         self._client = Watch()
         self._received: list[list[Tensor]] = []
         self._returned = Passed([], [], [])
+        self._generator = torch.get_rng_state()
 
     def run(self) -> Tensor:
         """Both sides' forward and backward passes, as they will be; the loss.
@@ -105,7 +106,9 @@ class Rehearsal:
         if cut.back is None:
             measured.client_forward = self._client.flops
             loss = end = self._serve(part)
-        else:
+        if not torch.equal(torch.get_rng_state(), self.probe.generator_after):
+            raise ImpossibleCutError("the split step does not draw the random numbers of the uncut one")
+        if cut.back is not None:
             loss = loss_of(part.output)
             with Watch() as backward:
                 gradients = part.backward_to_second_cut(loss, cut.direct)
@@ -161,8 +164,8 @@ class Rehearsal:
             loss = loss_of(output)
         self._returned, measured.server_forward = returned, watch.flops
         self.sides.collect()
-        if not self.cut.random:
-            torch.set_rng_state(generator)
+        self._generator = torch.get_rng_state() if self.cut.random else generator
+        torch.set_rng_state(self._generator)
         return loss
 
     def _there_and_back(self, part: ClientPart) -> Passed:
@@ -178,6 +181,7 @@ class Rehearsal:
 
     def _at_back(self) -> None:
         self._client.refuse_meta = True
+        torch.set_rng_state(self._generator)  # whatever the client has drawn between the cuts
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from rows import feature
-from second_cut_samples import Structured, Tied, UNet
+from second_cut_samples import Structured, Tied, UNet, WithToken
 from small import Classifier, Deterministic, WithAdamW, fedavg, fit, vectors
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -64,6 +64,7 @@ CASES = {
     "bf16": (lambda: WithAdamW(deep()), "net.2", "net.4", None, {"precision": "bf16-mixed"}),
     "U-Net": (lambda: Classifier(UNet()), "net.middle", "net.up", PICTURES, {}),
     "structured": (lambda: WithAdamW(Structured()), "net.front", "net.encoder", None, {}),
+    "token": (lambda: WithAdamW(WithToken()), "net.front", "net.middle", None, {}),
     "tied": (lambda: WithAdamW(Tied()), "net.words", "net.block", WORDS, {}),
 }  # fmt: skip
 
