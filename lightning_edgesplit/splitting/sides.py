@@ -69,7 +69,7 @@ class Sides:
                 self.buffers[name] = entries[key]  # type: ignore[assignment]
 
     def release(self, name: str) -> None:
-        """Frees the data of a tensor that this process does not need; `set` brings new data. A shell keeps its shape."""
+        """Frees the data of a tensor that this process does not need; `set` brings new data. Its shell stays."""
         self._shell(name)
         real = self.real(name)
         self.set(name, torch.empty(0, dtype=real.dtype, device=real.device))
