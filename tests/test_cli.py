@@ -87,6 +87,15 @@ def test_cuts_prints_what_there_is_and_why_the_rest_is_not(capsys, tmp_path):
     assert row["smashed_bytes"] == 16 * 4 + 8, "sixteen floats and a label"
     assert row["flop_share"] == pytest.approx((12 * 16 + 16 * 16) / (12 * 16 + 16 * 16 + 16 * 10))
     assert end["name"] == "end"
+    assert main([*arguments, "--second-cut", "net.3"]) == 0
+    assert "layers" in capsys.readouterr().out
+    assert main([*arguments, "--json", "--cut", "net.0", "--second-cut", "net.3"]) == 0
+    (row, _) = json.loads(capsys.readouterr().out)["cuts"]
+    assert row["sent"] == [], "the labels stay"
+    assert row["head_share"] == pytest.approx(3 * 16 * 10 / (3 * 16 * 26 + 2 * 12 * 16))
+    with pytest.raises(SystemExit):
+        main([*arguments, "--second-cut", "net.9"])
+    assert "second_cut='net.9' names no module" in capsys.readouterr().err
 
 
 def test_cuts_takes_a_configuration_and_explains_what_is_wrong(capsys, tmp_path):

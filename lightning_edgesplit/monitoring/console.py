@@ -104,7 +104,7 @@ def _round_row(client: ClientReport, slowest: bool) -> list[Text | str]:
     name = Text.assemble((client.name, "bold" if slowest else ""), (f"\n{client.cut}, {percent(client.share)}", "dim"))
     return [
         name,
-        spent("forward", "backward"),
+        spent("forward", "head", "backward"),
         f"{spent('uplink', 'upload')}\n{digits(client.bytes_up / 1e6)}",
         spent("wait"),
         spent("server"),

@@ -25,12 +25,14 @@ def cuts_rows(cuts: Cuts, batch: int) -> list[dict[str, Any]]:
         batch: Samples per batch, for the client's memory.
 
     Returns:
-        For every cut ``name``, ``flop_share`` (of the forward pass, before the cut), ``smashed_bytes`` per sample,
+        For every cut ``name``, ``flop_share`` (of the forward pass, before the cut), ``head_share`` (of the whole step:
+        the client's last layers and the loss, where the step comes back), ``smashed_bytes`` per sample,
         ``weight_bytes`` of the client's side, ``memory_bytes`` of the client (weights, gradients, optimizer state and
         activations of a batch), ``tensors`` that cross, ``private`` and ``sent`` batch leaves by number, and ``error``.
     """
     whole = cuts.find(END).profile
     assert whole is not None
+    step = whole.client_forward + whole.client_backward
     rows = []
     for cut in cuts:
         profile = cut.profile
@@ -40,6 +42,7 @@ def cuts_rows(cuts: Cuts, batch: int) -> list[dict[str, Any]]:
             {
                 "name": cut.name,
                 "flop_share": profile.client_forward / whole.client_forward if whole.client_forward else 0.0,
+                "head_share": profile.head / step if step else 0.0,
                 "smashed_bytes": profile.smashed_bytes,
                 "weight_bytes": profile.weight_bytes,
                 "memory_bytes": fixed + batch * profile.activation_bytes,
@@ -56,12 +59,15 @@ def cuts_table(cuts: Cuts, batch: int) -> Table:
     """The same as a table for the terminal."""
     table = Table(title=f"{len(cuts)} cuts, batches of {batch}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("cut", overflow="fold")
-    for header in ("forward FLOP", "smashed kB", "weights MB", "memory MB", "tensors", "error"):
+    comes_back = any(cut.back is not None for cut in cuts)
+    heads = ["last layers"] if comes_back else []
+    for header in ("forward FLOP", *heads, "smashed kB", "weights MB", "memory MB", "tensors", "error"):
         table.add_column(header, justify="right")
     for row in cuts_rows(cuts, batch):
         table.add_row(
             Text(row["name"]),
             percent(row["flop_share"]),
+            *([percent(row["head_share"])] if comes_back else []),
             digits(row["smashed_bytes"] / 1e3),
             digits(row["weight_bytes"] / 1e6),
             digits(row["memory_bytes"] / 1e6),

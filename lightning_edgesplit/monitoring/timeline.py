@@ -23,6 +23,7 @@ COLOURS = {
     "wait": "#BBBBBB",
     "server": "#009E73",
     "downlink": "#E69F00",
+    "head": "#003C67",
     "backward": "#56B4E9",
     "upload": "#CC79A7",
     "aggregation": "#333333",
@@ -37,6 +38,7 @@ LABELS = {
     "wait": "wait (server's queue)",
     "server": "server",
     "downlink": "downlink (gradient)",
+    "head": "last layers, loss (client)",
     "backward": "backward (client)",
     "upload": "upload (model)",
 }
