@@ -25,11 +25,10 @@ from typing_extensions import override
 from lightning_edgesplit import options
 from lightning_edgesplit.arrivals import Arrivals, Preparation
 from lightning_edgesplit.clients import ClientProcess
-from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
-from lightning_edgesplit.runtime import trained
 from lightning_edgesplit.runtime.accounting import report_of
+from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
@@ -42,7 +41,7 @@ from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
-from lightning_edgesplit.splitting import END, Cuts, default_folder, find_cuts, time_cuts
+from lightning_edgesplit.splitting import END, Cuts
 from lightning_edgesplit.splitting.batch import batch_size
 from lightning_edgesplit.splitting.tree import flatten
 
@@ -128,6 +127,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._whole: WholeModels | None = None
         self._abandoned: Server | None = None
         self._planner: Planner | None = None
+        self._cutting: Cutting | None = None
         self._processes: Launcher | None = None
         self._now: tuple[int, Frame, Any] | None = None
         self._clip: tuple[str, float] | None = None
@@ -209,7 +209,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _prepare_planner(self, batch: Any) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
-        self.cuts = self._find_cuts(batch)
+        self._cutting = Cutting(
+            self._trainer.lightning_module, _plain(self.optimizers[0]), batch, self._wanted, self.private,
+            self.second_cut, self._threads, self.precision_plugin.train_step_context,
+        )  # fmt: skip
+        self.cuts = self._cutting.find()
         policy, clients = self._policy, len(self.profiles)
         if isinstance(policy, Fixed):  # full names for what the user may have shortened
             policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
@@ -221,7 +225,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             learning=not torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
         self._plan_round([self.round_steps or 1] * clients)
-        self._sample, self._proven = batch, self._trained()
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
@@ -262,30 +265,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
         self._announce()
 
-    def _trained(self) -> trained.Trained:
-        module = self._trainer.lightning_module
-        return trained.read(module, dict(module.named_parameters()), _plain(self.optimizers[0]))
-
-    def _prove_anew(self, round_: int) -> None:
-        """Finds the cuts of what is trained from now on.
-
-        Raises:
-            ImpossibleCutError: If a cut that the user named is none any more.
-        """
-        assert self._planner is not None
-        assert self._server is not None
-        try:
-            self.cuts = self._find_cuts(self._sample)
-        except ImpossibleCutError as error:
-            raise ImpossibleCutError(
-                f"what is trained has changed before round {round_} (a callback that freezes or thaws?): {error} Or"
-                " leave `cuts` to a policy, which takes other cuts then."
-            ) from error
-        self._planner.take(self.cuts)
-        for seat in self._server.seats:
-            seat.forget_sides()
-        self._proven = self._trained()
-
     def _paced(self) -> bool:
         """Whether the optimizer's rates may move with every arrival, so that their order matters."""
         own_step = is_overridden("optimizer_step", self.lightning_module, pl.LightningModule)
@@ -293,19 +272,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _in_order(self) -> bool:
         return self._paced() or torch.are_deterministic_algorithms_enabled()
-
-    def _find_cuts(self, batch: Any) -> Cuts:
-        """The proven and timed cuts; only those that were asked for, where some were."""
-        module, wanted = self._trainer.lightning_module, self._wanted
-        context = self.precision_plugin.train_step_context
-        optimizer = _plain(self.optimizers[0])
-        cuts = find_cuts(
-            module, batch, optimizer, only=wanted, private=self.private, context=context,
-            second_cut=self.second_cut, cache=default_folder(),
-        )  # fmt: skip
-        for name in wanted or ():
-            cuts.find(name)
-        return time_cuts(module, batch, cuts, optimizer, server_threads=self._threads, context=context)
 
     def _announce(self) -> None:
         """Prints the plan beside what others would take, and adds to the progress bar, where there is one."""
@@ -342,16 +308,20 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _epoch(self) -> Iterator[Any]:
         """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
-        server, whole, planner, trainer = self._server, self._whole, self._planner, self._trainer
+        server, whole, planner, cutting = self._server, self._whole, self._planner, self._cutting
+        trainer = self._trainer
         assert server is not None
         assert whole is not None
         assert planner is not None
+        assert cutting is not None
         self._resume.go_on(trainer.current_epoch, [p.name for p in self.profiles], self._agenda, whole, planner)
         if self._agenda.differ and trainer.fit_loop._combined_loader is not None:
             trainer.fit_loop._combined_loader.limits = None  # it asks again
         for round_ in self._agenda.go_through(trainer.current_epoch):
-            if self._trained() != self._proven:
-                self._prove_anew(self._agenda.ended)
+            if cutting.outdated:
+                self.cuts = cutting.find_anew(self._agenda.ended)
+                planner.take(self.cuts)
+                server.forget_cuts()
             self._plan_round(round_.steps)
             assert self.plan is not None
             server.start_round(
@@ -360,7 +330,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(sum(round_.steps)):
-                if self._trained() != self._proven:
+                if cutting.outdated:
                     raise ValueError(
                         "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"
                         " change it at the start of an epoch, or set `round_steps` so that a round ends before."
@@ -579,7 +549,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._trainer.limit_train_batches = self._limit
         torch.set_num_threads(self._threads)
         self._server = self._whole = self._abandoned = self._processes = None
-        self._preparation = self._now = self._source = None
+        self._preparation = self._cutting = self._now = self._source = None
         super().teardown()
 
 

@@ -184,6 +184,11 @@ class Server:
         seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
         return letter.link, letter.frame
 
+    def forget_cuts(self) -> None:
+        """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
+        for seat in self.seats:
+            seat.forget_sides()
+
     def settle(self) -> None:
         """Takes the steps that wait for a client's norm."""
         for client, seat in enumerate(self.seats):
