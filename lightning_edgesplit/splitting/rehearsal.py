@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from lightning_edgesplit.errors import ImpossibleCutError
@@ -37,15 +36,25 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        on_meta = [x for x in tensors if x.is_meta]
+        count = flop_registry.get(func._overloadpacket)
+        if count is None and not self.refuse_meta:
+            return func(*args, **kwargs)
+        on_meta = any(x.is_meta for x in _tensors((*args, *kwargs.values())))
         if self.refuse_meta and on_meta:
             raise ImpossibleCutError(f"{func} behind the cut needs a tensor that only the client has")
         output = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
         if count is not None and not on_meta:
             self.flops += count(*args, **kwargs, out_val=output)
         return output
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments of an operator, which may be lists of them; cheaper than a pytree."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors(argument)
 
 
 @dataclass
