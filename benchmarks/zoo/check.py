@@ -73,6 +73,9 @@ def check(entry: Entry, steps: int = 3) -> Row:
         return Row(entry.name, 0, (), False, seconds, None, why)
     chosen = tuple(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))
     expected = _trained(module, batches, "auto")
+    if not all(torch.isfinite(x).all() for x in expected.values() if x.is_floating_point()):
+        why = "plain Lightning's own weights are not finite"
+        return Row(entry.name, len(names), chosen, False, seconds, None, why)
     worst = 0.0
     for name in chosen:
         strategy = EdgeSplitStrategy(
