@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as cb
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel, DemoModel, RandomDataset
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -19,6 +20,7 @@ from small import Classifier, Deterministic, WithAdamW, fedavg, vectors
 from torch.utils.data import DataLoader, IterableDataset, WeightedRandomSampler
 
 from lightning_edgesplit import EdgeSplitStrategy, ImpossibleCutError
+from lightning_edgesplit.options import check_trainer
 from lightning_edgesplit.scheduling import Fixed
 
 QUIET = {
@@ -473,6 +475,15 @@ def test_two_fits():
         one.fit_loop.max_epochs = 2
         one.fit(model, data())
     torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@feature("a GPU on the server", "refused", 'use `accelerator="cpu"`')
+def test_a_gpu_is_refused():
+    strategy = split()
+    trainer = L.Trainer(strategy=strategy, enable_checkpointing=False, **QUIET)
+    strategy.accelerator = CUDAAccelerator()  # as on a machine that has one
+    with pytest.raises(ValueError, match=r"`accelerator` as given does not work.*use accelerator=.cpu."):
+        check_trainer(trainer, strategy)
 
 
 @feature("LightningDataModule, workers")
