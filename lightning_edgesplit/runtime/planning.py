@@ -124,8 +124,8 @@ class Planner:
         model, policy = self._model(steps, active), self.policy
         if isinstance(policy, Fixed):
             policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
-        some = policy.plan(model.costs, model.clients, self.server, model.corrections)
-        expected = simulate(model, some, self.in_order)
+        some = self._ordered(policy.plan(model.costs, model.clients, self.server, model.corrections))
+        expected = simulate(model, some)
         places = {k: at for at, k in enumerate(active)}
 
         def spread(values: Sequence[Any], absent: Any) -> tuple[Any, ...]:
@@ -140,10 +140,17 @@ class Planner:
             uplink=spread(some.uplink, None),
             downlink=spread(some.downlink, None),
             predicted=spread(some.predicted, 0.0),
+            server_shares=spread(some.server_shares, 0.0) if some.server_shares else (),
+            micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
+            left_out=tuple(active[k] for k in some.left_out),
         )
         ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
+
+    def _ordered(self, plan: Plan) -> Plan:
+        """The plan with the order of service that this run needs."""
+        return replace(plan, order="in_order") if self.in_order else plan
 
     def take(self, cuts: Cuts) -> None:
         """Plans from now on with other cuts: what is trained has changed."""
@@ -165,7 +172,7 @@ class Planner:
                 plan = make_policy(name).plan(model.costs, model.clients, self.server, model.corrections)
             except InfeasibleError:
                 continue  # not for these clients
-            times[name] = simulate(model, plan, self.in_order).round_time
+            times[name] = simulate(model, self._ordered(plan)).round_time
         return times
 
     def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:

@@ -32,6 +32,9 @@ class CutCost:
         client_forward_seconds: Measured on this machine with one thread, seconds per sample; None: not measured.
         client_backward_seconds: The same for the client's backward pass and optimizer step.
         server_seconds: Measured on this machine with the server's threads, forward and backward, seconds per sample.
+        server_forward: Part of `server` that is its forward pass; None: a third, as where a backward pass is two.
+        smashed_int8: What `smashed` is if floating-point tensors go as 8-bit integers; None: a quarter, as for float32.
+        gradient_int8: The same of `gradient`.
         trips: How often a local step goes to the server and back: 1; 2 where the client runs the last layers too.
     """
 
@@ -49,6 +52,9 @@ class CutCost:
     client_forward_seconds: float | None = None
     client_backward_seconds: float | None = None
     server_seconds: float | None = None
+    server_forward: float | None = None
+    smashed_int8: float | None = None
+    gradient_int8: float | None = None
     trips: int = 1
 
 

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import END, Costs, CutCost
 from lightning_edgesplit.scheduling.errors import InfeasibleError
+from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 _BITS = 8  # per byte
+_BYTES_PER_WEIGHT = 4
 Array = NDArray[np.float64]
 
 
@@ -51,6 +53,47 @@ class StepTimes:
     backward: float
     download: float
     upload: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one client has to do at one cut, in a local step of its whole batch unless said otherwise.
+
+    Attributes:
+        forward: Seconds of its forward pass.
+        backward: Seconds of its backward pass and optimizer step.
+        server: Seconds of the server's part at its full speed.
+        server_forward: Those of them that are its forward pass.
+        bytes_up: Bytes that go up, `step_up` included.
+        bytes_down: Bytes that come down, `step_down` included.
+        step_up: Bytes of them that a message has whatever its batch.
+        step_down: The same downwards.
+        download: Bytes of the client-side model, once per round.
+        upload: The same upwards.
+        limit_up: Bytes/s that the client reaches with the shared link for itself.
+        limit_down: The same downwards.
+        latency: Seconds that a message takes beside its bytes.
+        step_latency: The same of a local step's messages: more than one where the step comes back to the client.
+    """
+
+    forward: float
+    backward: float
+    server: float
+    server_forward: float
+    bytes_up: float
+    bytes_down: float
+    step_up: float
+    step_down: float
+    download: float
+    upload: float
+    limit_up: float
+    limit_down: float
+    latency: float
+    step_latency: float
+
+
+_INT8_FLOP = 4
+"""FLOP per value to find the range, scale and round it, or to take it back."""
 
 
 class LatencyModel:
@@ -101,6 +144,66 @@ class LatencyModel:
             download=down * cost.weights + profile.latency,
             upload=up * cost.weights + profile.latency,
         )
+
+    def work(self, client: int, cut: int, compression: str = "none") -> Work:
+        """What client number `client` has to do at cut number `cut`; corrections count as more or fewer bytes."""
+        profile, cost, batch = self.clients[client], self.costs.cuts[cut], self.costs.batch[client]
+        fix, whole = self.corrections, cost.name == END
+        forward, backward = (batch * seconds for seconds in self._client_seconds(profile, cost))
+        server, smashed, gradient = batch * self._server_seconds(cost), cost.smashed, cost.gradient
+        ratio = 1 / 3 if cost.server_forward is None else cost.server_forward / cost.server if cost.server else 0.0
+        server_forward = server * ratio
+        if compression == "int8" and not whole:
+            smashed = cost.smashed / 4 if cost.smashed_int8 is None else cost.smashed_int8
+            gradient = cost.gradient / 4 if cost.gradient_int8 is None else cost.gradient_int8
+            flop = _INT8_FLOP * batch * smashed, _INT8_FLOP * batch * gradient
+            client_flops, server_flops = self._client_flops(profile, cost), self._server_flops()
+            forward, backward = forward + flop[0] / client_flops, backward + flop[1] / client_flops
+            server, server_forward = server + sum(flop) / server_flops, server_forward + flop[0] / server_flops
+        up, down = fix.uplink[client], fix.downlink[client]
+        step_up, step_down = (0.0, 0.0) if whole else (up * cost.step_up, down * cost.step_down)
+        return Work(
+            forward=fix.compute[client] * forward,
+            backward=fix.compute[client] * backward,
+            server=fix.server[client] * server,
+            server_forward=fix.server[client] * server_forward,
+            bytes_up=up * batch * smashed + step_up,
+            bytes_down=down * batch * gradient + step_down,
+            step_up=step_up,
+            step_down=step_down,
+            download=down * cost.weights,
+            upload=up * cost.weights,
+            limit_up=bytes_per_second(rate(1.0, self.server.uplink, profile.uplink)),
+            limit_down=bytes_per_second(rate(1.0, self.server.downlink, profile.downlink)),
+            latency=profile.latency,
+            step_latency=0.0 if whole else cost.trips * profile.latency,
+        )
+
+    def aggregation(self, clients: int) -> float:
+        """Seconds in which the server averages so many whole models: 2 FLOP per weight and client.
+
+        Raises:
+            ValueError: If the server's speed is not known.
+        """
+        values = max(cut.weights for cut in self.costs.cuts) / _BYTES_PER_WEIGHT
+        return 2 * values * clients / self._server_flops() if values else 0.0
+
+    def _client_flops(self, profile: ClientProfile, cost: CutCost) -> float:
+        """FLOP/s of a client: the profile's, or what its seconds at that cut come to."""
+        if profile.flops is not None:
+            return profile.flops
+        seconds = sum(self._client_seconds(profile, cost))
+        flop = cost.client_forward + cost.client_backward
+        return flop / seconds if flop > 0 and seconds > 0 else float("inf")
+
+    def _server_flops(self) -> float:
+        """FLOP/s of the server: the profile's, or what its measured seconds come to."""
+        if self.server.flops is not None:
+            return self.server.flops
+        for cost in self.costs.cuts:
+            if cost.server_seconds and cost.server:
+                return cost.server / cost.server_seconds
+        raise ValueError("the server has no `flops`, and this machine's speed was not measured: give its `flops`.")
 
     def round_time(self, client: int, cut: int, share: float) -> float:
         """Seconds of the client's round, with 1/N of the server's speed."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from scheduling_samples import instance
@@ -51,9 +52,8 @@ def test_in_a_fixed_order_the_server_waits_for_the_one_whose_turn_it_is():
     costs, clients, server = problem()
     clients.reverse()  # the slow one first
     costs = Costs(costs.cuts, (1, 1), (1, 2))
-    simulated = simulate(
-        LatencyModel(costs, clients, server), Fixed(("cut", "cut")).plan(costs, clients, server), in_order=True
-    )
+    plan = replace(Fixed(("cut", "cut")).plan(costs, clients, server), order="in_order")
+    simulated = simulate(LatencyModel(costs, clients, server), plan)
     assert bars(simulated, 0, "server") == [(3, 7)]
     assert bars(simulated, 1, "wait") == [(1, 7)]
     assert bars(simulated, 1, "server") == [(7, 11), (14, 18)]
