@@ -28,6 +28,8 @@ from lightning_edgesplit.clients import ClientProcess
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
 from lightning_edgesplit.runtime.accounting import report_of
+from lightning_edgesplit.runtime.carried import CarriedModels
+from lightning_edgesplit.runtime.carrying import CarryingServer
 from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
@@ -74,7 +76,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
         clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say.
         launcher: How clients are started: ``"fork"``, ``"script"``, ``"external"``, or ``"auto"``.
-        processes: How many processes carry the clients; None: one each.
+        processes: How many processes the clients share; None: one each. A process plays one client for a whole round,
+            then the next, so that a thousand clients of which some take part in a round need no more memory than so
+            many. The weights are the same, whatever the number. Needs ``launcher="fork"``, and no ``clock="wall"``.
         timeout: Seconds without a sign of life before a client counts as lost.
 
     Attributes:
@@ -110,10 +114,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.profiles, self.server_profile = options.profiles(clients, server)
         count = len(self.profiles)
         self._policy, self._wanted = options.policy(policy, cuts, count)
-        options.check(
-            server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
-        )
+        options.check(server_model, round_steps, partition, participation, optimizer_state, clock, timeout, count)
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
+        self.processes = options.processes(processes, count, partition, clock, server_model, self._launcher_name)
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
@@ -205,7 +208,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._prepare_rounds(seed)
 
     def _rendezvous(self) -> Rendezvous:
-        return Rendezvous(self._role, [profile.name for profile in self.profiles], self.timeout)
+        names = [profile.name for profile in self.profiles]
+        if self.processes is not None:
+            names = [f"process {k}" for k in range(self.processes)]
+        return Rendezvous(self._role, names, self.timeout)
 
     def _prepare_planner(self, batch: Any) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
@@ -228,15 +234,21 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
-        rendezvous = self._rendezvous()
+        rendezvous, at_once, count = self._rendezvous(), self.processes, len(self.profiles)
+
+        def main(k: int) -> None:
+            if at_once is None:
+                process.run(k, rendezvous)
+            else:
+                process.carry(k, range(k, count, at_once), self.second_cut is not None, rendezvous)
+
         try:
-            self._processes = launch(
-                self._launcher_name, len(self.profiles), lambda k: process.run(k, rendezvous), rendezvous.address
-            )
+            self._processes = launch(self._launcher_name, at_once or count, main, rendezvous.address)
             links = rendezvous.links(self._processes)
         finally:
             rendezvous.close()
-        self._server = Server(
+        server, models = (Server, WholeModels) if at_once is None else (CarryingServer, CarriedModels)
+        self._server = server(
             process.module,
             process.optimizer,
             links,
@@ -248,7 +260,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
         )
-        self._whole = WholeModels(self._server, self.optimizer_state_rule)
+        self._whole = models(self._server, self.optimizer_state_rule)
 
     def _prepare_rounds(self, seed: int) -> None:
         """Divides the clients' batches into rounds, and announces the plan of the first."""
@@ -294,7 +306,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._planner is not None
         self.plan, expected = self._planner.plan(steps)
         self._expected = steps, expected
-        self._beside_clients = self._planner.server_threads(self.plan, self._threads)
+        at_once = min(sum(1 for count in steps if count), self.processes or len(steps))
+        self._beside_clients = self._planner.server_threads(self.plan, steps, self._threads, at_once)
 
     def _begin_epoch(self) -> Iterator[Any]:
         """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""
