@@ -43,10 +43,11 @@ def fit(processes, module=Classifier, epochs=3, callbacks=(), ckpt_path=None, tr
     random.seed(1)
     np.random.seed(1)
     own = module()
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     defaults = {"clients": 4, "cuts": ["net.0", "net.2", "end", "net.3"][: options.get("clients", 4)], "timeout": 30}
     strategy = EdgeSplitStrategy(processes=processes, **{**defaults, **options})
     trainer = L.Trainer(
-        strategy=strategy, max_epochs=epochs, callbacks=list(callbacks), enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        strategy=strategy, max_epochs=epochs, callbacks=list(callbacks), enable_checkpointing=checkpoints,
         **{**QUIET, **dict(trainer_options)},
     )  # fmt: skip
     data = DataLoader(Noisy(), batch_size=4, shuffle=True)
