@@ -96,7 +96,6 @@ def launcher(name: str, count: int) -> str:
 
 
 def check(
-    server_model: str,
     round_steps: int | None,
     partition: partitions.Partition,
     participation: float,
@@ -111,8 +110,6 @@ def check(
     Raises:
         ValueError: Naming the argument, its value and what is allowed.
     """
-    if server_model != "per_client":
-        raise ValueError(f'server_model={server_model!r} is not supported: use "per_client".')
     if round_steps is not None and (isinstance(round_steps, bool) or round_steps < 1):
         raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
     partitions.check(partition, count)

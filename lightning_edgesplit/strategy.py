@@ -37,6 +37,7 @@ from lightning_edgesplit.runtime.resume import Resume
 from lightning_edgesplit.runtime.rounds import Rounds, limited
 from lightning_edgesplit.runtime.second_cut import clients_loss
 from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.runtime.server_models import make_server_model
 from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
@@ -61,7 +62,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             (see `lightning_edgesplit.splitting.find_cuts`); ``"end"`` gives federated averaging.
         server: The server's speed and the links that all clients share; None: what the YAML file says, else this
             machine's speed as measured and links without limit.
-        server_model: ``"per_client"``: each client has a server-side model of its own.
+        server_model: ``"per_client"``: each client has a server-side model of its own, and whole models are averaged
+            (SplitFed-V1, EdgeSplit); ``"sequential"``: clients take turns with one model (vanilla split learning).
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
@@ -110,13 +112,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.profiles, self.server_profile = options.profiles(clients, server)
         count = len(self.profiles)
         self._policy, self._wanted = options.policy(policy, cuts, count)
-        options.check(
-            server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
-        )
+        options.check(round_steps, partition, participation, optimizer_state, clock, processes, timeout, count)
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
+        self.server_model = make_server_model(server_model, optimizer_state)
         self.private = [private] if isinstance(private, str) else private
         self.second_cut = options.second_cut(second_cut)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
@@ -248,7 +249,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
         )
-        self._whole = WholeModels(self._server, self.optimizer_state_rule)
+        self._whole = WholeModels(self._server, self.server_model.state_rule(self.optimizer_state_rule))
 
     def _prepare_rounds(self, seed: int) -> None:
         """Divides the clients' batches into rounds, and announces the plan of the first."""
@@ -261,7 +262,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         for greeting, count in zip(self._server.greetings, batches, strict=True):
             greeting["batches"] = count
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
-        self._agenda, self.rounds = Rounds(batches, self.round_steps, self.participation, seed), []
+        by_turns, self.rounds = self.server_model.by_turns, []
+        self._agenda = Rounds(batches, self.round_steps, self.participation, seed, by_turns)
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
         self._announce()
 

@@ -27,8 +27,12 @@ class Resume:
     def note(self, epoch: int, rounds: Rounds, whole: WholeModels, planner: Planner) -> dict[str, Any]:
         """Where rounds, clients and planner are: plain values and tensors."""
         position = rounds.position(epoch, whole.steps_left)
-        corrections = asdict(planner.corrections)
-        self.noted = {**position, "clients": whole.positions(), "corrections": corrections}
+        corrections, clients = asdict(planner.corrections), whole.positions()
+        for client, batches, left in zip(clients, rounds.batches, position["left"], strict=False):
+            # in mid-round a client may be at work on a batch that has not been served, and comes again
+            own = client["position"]
+            client["position"] = {**own, "taken": min(own["taken"], batches - left)}
+        self.noted = {**position, "clients": clients, "corrections": corrections}
         return self.noted
 
     def load(self, noted: dict[str, Any] | None) -> None:

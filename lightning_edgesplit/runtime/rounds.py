@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -16,11 +16,13 @@ class Round:
         steps: Local steps of every client, 0 for those that take no part.
         number: Rounds of the epoch up to this one, itself included.
         left: Batches of every client that remain in the epoch after it.
+        waiting: Local steps of the same round that other clients take after this one, where they take turns.
     """
 
     steps: list[int]
     number: int
     left: list[int]
+    waiting: list[int] = field(default_factory=list)
 
 
 def limited(batches: Sequence[int | None], limit: int | float) -> list[int]:
@@ -58,6 +60,7 @@ class Rounds:
         round_steps: Local steps of a round; None: all that the epoch has.
         participation: Fraction of all clients that take part in a round, at least one.
         seed: With epoch and round it draws those that do.
+        by_turns: Whether only one client is at work at a time: each round is divided into one per client.
 
     Attributes:
         current: The round that began last; one without clients before the first.
@@ -65,13 +68,18 @@ class Rounds:
     """
 
     def __init__(
-        self, batches: Sequence[int], round_steps: int | None = None, participation: float = 1.0, seed: int | str = 0
+        self,
+        batches: Sequence[int],
+        round_steps: int | None = None,
+        participation: float = 1.0,
+        seed: int | str = 0,
+        by_turns: bool = False,
     ) -> None:
-        self.batches, self._round_steps = list(batches), round_steps
+        self.batches, self._round_steps, self._by_turns = list(batches), round_steps, by_turns
         self._participation, self._seed = participation, seed
         self.current = Round([], 0, [])
         self.ended = 0
-        self._resumed: tuple[int, int, list[int]] | None = None  # epoch, number and left of one that was under way
+        self._resumed: tuple[int, Round] | None = None  # epoch and end of the one that was under way
 
     @property
     def differ(self) -> bool:
@@ -82,13 +90,33 @@ class Rounds:
         """The rounds of an epoch; those that are left of it, where a checkpoint was made within it."""
         left, number = list(self.batches), 0
         if self._resumed is not None and self._resumed[0] == epoch:
-            _, number, left = self._resumed
+            done = self._resumed[1]
+            number = done.number
+            if any(done.waiting):
+                yield from self._turns(replace(done, steps=done.waiting))
+            left = [n - waiting for n, waiting in zip(done.left, done.waiting, strict=True)]
         while any(left):
             steps = [min(n, self._round_steps or n) for n in left]
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
             drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
             number += 1
-            yield Round([n if k in drawn else 0 for k, n in enumerate(steps)], number, left)
+            whole = Round([n if k in drawn else 0 for k, n in enumerate(steps)], number, left)
+            if self._by_turns:
+                before = [n + own for n, own in zip(left, whole.steps, strict=True)]
+                yield from self._turns(replace(whole, left=before))
+            else:
+                yield whole
+
+    @staticmethod
+    def _turns(whole: Round) -> Iterator[Round]:
+        """A round of one client after the other; `left` is what remains in the epoch before it."""
+        left, waiting = list(whole.left), list(whole.steps)
+        for client, steps in enumerate(whole.steps):
+            if steps:
+                left[client] -= steps
+                waiting[client] = 0
+                own = [steps if k == client else 0 for k in range(len(left))]
+                yield Round(own, whole.number, list(left), list(waiting))
 
     def _drawn(self, clients: list[int], epoch: int, number: int) -> set[int]:
         """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
@@ -114,14 +142,18 @@ class Rounds:
             epoch: The Trainer's epoch.
             steps_left: Local steps that every client has yet to take in the current round; None: the round has ended.
         """
-        left = self.current.left
+        left, waiting = self.current.left, self.current.waiting
         if steps_left is not None:
             left = [n + more for n, more in zip(left, steps_left, strict=True)]
-        return {"epoch": epoch, "round": self.current.number, "left": left, "rounds": self.ended}
+            waiting = [n + more for n, more in zip(waiting, steps_left, strict=True)] if self._by_turns else []
+        turns = {"waiting": waiting} if self._by_turns else {}
+        return {"epoch": epoch, "round": self.current.number, "left": left, "rounds": self.ended, **turns}
 
     def resume(self, position: Mapping[str, Any], epoch: int) -> bool:
         """Goes on at a `position`; returns whether the epoch is under way there."""
         self.ended = position["rounds"]
         under_way = position["epoch"] == epoch and any(position["left"])
-        self._resumed = (position["epoch"], position["round"], position["left"]) if under_way else None
+        left = position["left"]
+        done = Round([], position["round"], left, position.get("waiting") or [0] * len(left))
+        self._resumed = (position["epoch"], done) if under_way else None
         return under_way

@@ -86,7 +86,8 @@ class WholeModels:
             own = states.unpack(about["state"], rest)
             behind = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             copied = states.copy({**behind, **own})
-            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
+            position = {"position": about["position"], "tensors": list(rest), "epoch": seat.epoch}
+            positions.append({"name": seat.name, "state": copied, **position})
         if len(positions) == 1 and not self._server.in_mid_round:
             positions[0]["tensors"][0] = torch.get_rng_state()
         return positions
@@ -106,7 +107,8 @@ class WholeModels:
             own = states.copy(whole if positions is None else positions[client]["state"])
             seat.state = defaultdict(dict, {self._sides.parameters[name]: entries for name, entries in own.items()})
             if positions is not None:
-                seat.epoch = epoch
+                # a client that has had no turn in the epoch yet begins it with its next one
+                seat.epoch = None if epoch is None else positions[client].get("epoch", epoch)
                 if len(self._seats) == 1:
                     torch.set_rng_state(positions[0]["tensors"][0])
                 about = positions[client]["position"]
