@@ -175,6 +175,13 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             "leave it at 0",
         ),
     }
+    server_model = getattr(strategy, "server_model", None)
+    if server_model is not None and server_model.together:
+        way_out = f'leave it out with server_model="{server_model.name}", in which all clients step at once'
+        by_norm = (clipping(trainer) or ("", 0.0))[0] == "norm"
+        refused["gradient_clip_val"] = by_norm, f"{way_out}, or clip by value"
+        if max(_accumulated(trainer)) > 1:
+            refused["accumulate_grad_batches"] = True, way_out
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")

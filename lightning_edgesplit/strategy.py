@@ -63,7 +63,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         server: The server's speed and the links that all clients share; None: what the YAML file says, else this
             machine's speed as measured and links without limit.
         server_model: ``"per_client"``: each client has a server-side model of its own, and whole models are averaged
-            (SplitFed-V1, EdgeSplit); ``"sequential"``: clients take turns with one model (vanilla split learning).
+            (SplitFed-V1, EdgeSplit); ``"sequential"``: clients take turns with one model (vanilla split learning);
+            ``"splitfed-v2"``: one server-side model that steps per arrival, client after client in random order;
+            ``"shared"``: one server-side model that takes one step per local step of all clients (PSL, EPSL). The
+            classes in `runtime.server_models` define each.
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
@@ -117,7 +120,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
-        self.server_model = make_server_model(server_model, optimizer_state)
+        self.server_model = make_server_model(server_model, optimizer_state, second_cut)
         self.private = [private] if isinstance(private, str) else private
         self.second_cut = options.second_cut(second_cut)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
@@ -223,7 +226,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            learning=not torch.are_deterministic_algorithms_enabled(),
+            learning=not (torch.are_deterministic_algorithms_enabled() or self.server_model.one),  # its cut stays
         )  # fmt: skip
         self._plan_round([self.round_steps or 1] * clients)
 
@@ -248,6 +251,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             paced=self._paced(),
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
+            kind=self.server_model,
+            seed=process.seed,
         )
         self._whole = WholeModels(self._server, self.server_model.state_rule(self.optimizer_state_rule))
 
@@ -255,15 +260,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """Divides the clients' batches into rounds, and announces the plan of the first."""
         assert self._server is not None
         assert self._planner is not None
-        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit)
+        kind = self.server_model
+        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit, kind.together)
         self._trainer.limit_train_batches = 1.0  # it holds for what the clients send already
         if not any(batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
         for greeting, count in zip(self._server.greetings, batches, strict=True):
             greeting["batches"] = count
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
-        by_turns, self.rounds = self.server_model.by_turns, []
-        self._agenda = Rounds(batches, self.round_steps, self.participation, seed, by_turns)
+        self.rounds = []
+        self._agenda = Rounds(batches, self.round_steps, self.participation, seed, kind.by_turns, kind.together)
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
         self._announce()
 
@@ -295,6 +301,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _plan_round(self, steps: list[int]) -> None:
         assert self._planner is not None
         self.plan, expected = self._planner.plan(steps)
+        self.server_model.check_cuts(self.plan.policy, [self._planner.cuts.find(name) for name in self.plan.cuts])
         self._expected = steps, expected
         self._beside_clients = self._planner.server_threads(self.plan, self._threads)
 
@@ -331,7 +338,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
-            for _ in range(sum(round_.steps)):
+            for _ in range(self._agenda.arrivals_in(round_)):
                 if cutting.outdated:
                     raise ValueError(
                         "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"

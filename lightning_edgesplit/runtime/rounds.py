@@ -25,12 +25,13 @@ class Round:
     waiting: list[int] = field(default_factory=list)
 
 
-def limited(batches: Sequence[int | None], limit: int | float) -> list[int]:
+def limited(batches: Sequence[int | None], limit: int | float, together: bool = False) -> list[int]:
     """Batches of every client in an epoch, under a limit for all together that is dealt out in turn.
 
     Args:
         batches: Batches in one pass over each client's data; None: its loader has no length.
         limit: The Trainer's `limit_train_batches`: a number of batches, or a fraction of all.
+        together: Whether a local step of all clients is one batch of the Trainer's.
 
     Raises:
         ValueError: If a loader has no length and the limit is not a number of batches.
@@ -43,7 +44,9 @@ def limited(batches: Sequence[int | None], limit: int | float) -> list[int]:
     if isinstance(limit, float):
         if limit == 1.0:
             return [n or 0 for n in batches]
-        limit = int(sum(n or 0 for n in batches) * limit)
+        limit = int((max if together else sum)(n or 0 for n in batches) * limit)
+    if together:
+        return [limit if n is None else min(n, limit) for n in batches]
     taken = [0] * len(batches)
     while sum(taken) < limit and any(n is None or n > t for n, t in zip(batches, taken, strict=True)):
         for client, n in enumerate(batches):
@@ -61,6 +64,7 @@ class Rounds:
         participation: Fraction of all clients that take part in a round, at least one.
         seed: With epoch and round it draws those that do.
         by_turns: Whether only one client is at work at a time: each round is divided into one per client.
+        together: Whether a local step of all clients is one arrival.
 
     Attributes:
         current: The round that began last; one without clients before the first.
@@ -74,9 +78,10 @@ class Rounds:
         participation: float = 1.0,
         seed: int | str = 0,
         by_turns: bool = False,
+        together: bool = False,
     ) -> None:
         self.batches, self._round_steps, self._by_turns = list(batches), round_steps, by_turns
-        self._participation, self._seed = participation, seed
+        self._participation, self._seed, self._together = participation, seed, together
         self.current = Round([], 0, [])
         self.ended = 0
         self._resumed: tuple[int, Round] | None = None  # epoch and end of the one that was under way
@@ -127,7 +132,11 @@ class Rounds:
 
     def arrivals(self, epoch: int) -> int:
         """Local steps of all clients in an epoch."""
-        return sum(sum(round_.steps) for round_ in self.of(epoch))
+        return sum(self.arrivals_in(round_) for round_ in self.of(epoch))
+
+    def arrivals_in(self, round_: Round) -> int:
+        """The same in a round."""
+        return max(round_.steps) if self._together else sum(round_.steps)
 
     def go_through(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch, each of which is then the `current` one."""

@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.seat import Orders, Seat, Service
+from lightning_edgesplit.runtime.joint import Joint, join
+from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
+from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
@@ -27,7 +29,7 @@ from lightning_edgesplit.splitting.tree import Structure
 
 
 class Server:
-    """Serves the clients' steps with one server-side model per client (SplitFed-V1, EdgeSplit).
+    """Serves the clients' steps with one server-side model per client, or with one for all.
 
     Args:
         module: The LightningModule that the Trainer trains.
@@ -40,6 +42,8 @@ class Server:
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         context: Opened around a forward pass between two cuts (mixed precision).
+        kind: Which server-side models there are, and who is served when.
+        seed: What a random order of service is drawn by.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -59,16 +63,21 @@ class Server:
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        kind: ServerModel = ServerModel(),  # noqa: B008  # frozen
+        seed: int | str = 0,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
         self.take_step, self.context = take_step, context
         self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
-        self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
+        self.kind, self._seed = kind, seed
+        shared = Behind() if kind.one else None
+        self.seats = [Seat(name, link, shared) for name, link in zip(names, links, strict=True)]
         self.inbox = Inbox(links, names)
         self.began = 0.0
-        self._turns: Iterator[int] = iter(())
+        self._turns: Iterator[int] | None = None
+        self._joint: Joint | None = None
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -128,7 +137,7 @@ class Server:
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
-        self.began, self.rules = time.monotonic(), dict(rules)
+        self.began, self.rules, made = time.monotonic(), dict(rules), False
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
         for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
             seat.left, seat.services = order.steps, []
@@ -137,7 +146,14 @@ class Server:
                 continue
             before, seat.orders, seat.returned = seat.orders, order, []
             client_side = set(order.cut.client)
-            seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
+            if self.kind.one and before is not None and before.cut.name != order.cut.name:
+                raise ValueError(
+                    f'server_model="{self.kind.name}" keeps its cut, and the plan moves it from {before.cut.name!r} to'
+                    f" {order.cut.name!r}: give `cuts` one name."
+                )
+            if not (self.kind.one and made):
+                seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
+                made = True
             seat.bytes_before = seat.link.sent, seat.link.received
             old = before.cut.client if before is not None else ()
             state, tensors = states.pack(seat.move_state(old, self.sides.parameters, fresh_state))
@@ -155,8 +171,11 @@ class Server:
             # one client and the server share one random stream, as everything does in a plain run
             stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
             self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
-        steps = max(order.steps for order in orders)
-        self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
+        steps = [order.steps for order in orders]
+        turns = self.kind.turns(steps, f"{self._seed}/{about['epoch']}/{about['global_step']}")
+        if turns is None and self.in_order:
+            turns = [k for step in range(max(steps)) for k, own in enumerate(steps) if step < own]
+        self._turns = None if turns is None else iter(turns)
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is.
@@ -164,7 +183,9 @@ class Server:
         Of steps that go back to their clients it is what comes again; their first half is served here, whoever's turn
         it is, so that nobody waits for a client that computes its last layers.
         """
-        turn = next(self._turns) if self.in_order else None
+        if self.kind.together:
+            return self._arrival_of_all()
+        turn = None if self._turns is None else next(self._turns)
         if turn is not None and self.seats[turn].owes_step:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
         while True:
@@ -184,6 +205,17 @@ class Server:
         seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
         return letter.link, letter.frame
 
+    def _arrival_of_all(self) -> tuple[int, Frame]:
+        """The next local step of all clients that have one ahead, as if it were the first one's."""
+        clients = [client for client, seat in enumerate(self.seats) if seat.left]
+        letters = [self.inbox.next(Kind.SMASHED, link=client) for client in clients]
+        begun = time.monotonic()
+        for letter in letters:
+            self.seats[letter.link].left -= 1
+            self.seats[letter.link].services.append(Service(letter.arrived, begun=begun))
+        self._joint = join(self.seats, clients, [letter.frame for letter in letters], self.seats[clients[0]].cut)
+        return clients[0], self._joint.frame
+
     def forget_cuts(self) -> None:
         """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
         for seat in self.seats:
@@ -198,7 +230,7 @@ class Server:
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
         self.seats[client].owes_step = True
-        if self.paced:
+        if self.paced or self.kind.one:
             self._finish(self.inbox.next(Kind.NORM, link=client))
 
     def _finish(self, letter: Letter) -> None:
@@ -329,13 +361,15 @@ class Server:
             if random:
                 torch.set_rng_state(frame.tensors[-1])
 
-        seat.outputs = frame.about.get("outputs", seat.outputs)
+        outputs = frame.about.get("outputs", seat.outputs)
+        if self._joint is None:
+            seat.outputs = outputs
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
         notes = frame.about.get("notes", ())
         self.module.__dict__["log"] = log_behind_the_cut
         try:
-            with server_side.receiving(crossing, seat.outputs, notes, send, at_cut) as passed:
+            with server_side.receiving(crossing, outputs, notes, send, at_cut) as passed:
                 yield passed
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
@@ -348,8 +382,11 @@ class Server:
             torch.set_rng_state(own_generator)
 
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
-        self.seats[client].services[-1].sent = time.monotonic()
-        self.send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+        now = time.monotonic()
+        own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
+        for receiver, tensors in own:
+            self.seats[receiver].services[-1].sent = now
+            self.send(receiver, Frame(Kind.GRADIENT, tensors, self._news(self.seats[receiver])))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -402,9 +439,12 @@ class Server:
 
     def served(self, client: int) -> bool:
         """Notes that an arrival is done; True if it was the round's last."""
-        service = self.seats[client].services[-1]
-        service.done = time.monotonic()
-        service.sent = service.sent or service.done
+        now = time.monotonic()
+        for own in [client] if self._joint is None else self._joint.clients:
+            service = self.seats[own].services[-1]
+            service.done = now
+            service.sent = service.sent or now
+        self._joint = None
         self.seats[client].halfway, self.seats[client].tied = None, {}
         return not any(seat.left for seat in self.seats)
 

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lightning_edgesplit.splitting import END, Cut
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,94 @@ class ServerModel:
     Attributes:
         name: What a user calls it.
         by_turns: Whether only one client is at work at a time: each round is divided into turns.
+        one: Whether all clients have one server-side model, with one optimizer state.
+        together: Whether one step of the server's is a local step of all clients.
     """
 
     name: str = "per_client"
     by_turns: bool = False
+    one: bool = False
+    together: bool = False
 
     def state_rule(self, optimizer_state: str) -> str:
         """What `WholeModels` does with optimizer states, where the user said `optimizer_state`."""
         return optimizer_state
+
+    def turns(self, steps: Sequence[int], draw: str) -> list[int] | None:
+        """Which client is served when; None: they are served as they come, or by number within each local step.
+
+        Args:
+            steps: Local steps of every client.
+            draw: What a random order is drawn by.
+        """
+        return None
+
+    def check_cuts(self, policy: str, cuts: Sequence[Cut]) -> None:
+        """Refuses a plan that this server-side model cannot be trained with.
+
+        Args:
+            policy: Name of the policy that made it.
+            cuts: Every client's.
+
+        Raises:
+            ValueError: Naming the cuts and the way out.
+        """
+        if not self.one:
+            return
+        asked = f'server_model="{self.name}"'
+        names = list(dict.fromkeys(cut.name for cut in cuts))
+        if len(names) > 1:
+            raise ValueError(
+                f"{asked} has one server-side model for all clients, and the plan of policy {policy!r} has the cuts"
+                f' {", ".join(names)}: give `cuts` one name for all, or use policy="uniform".'
+            )
+        if names[0] == END:
+            raise ValueError(
+                f'{asked} needs layers behind the cut, and the cut is "{END}": name another, or use "per_client".'
+            )
+        if self.together and (cuts[0].tied or (cuts[0].border is not None and cuts[0].border.reads)):
+            raise ValueError(
+                f"{asked} makes one step of all clients' steps, and at the cut {names[0]!r} tied weights"
+                " or numbers that the step reads off tensors cross, which differ between clients: name another cut, or use"
+                ' server_model="splitfed-v2".'
+            )
+
+
+@dataclass(frozen=True)
+class SplitFedV2(ServerModel):
+    """``"splitfed-v2"``: one server-side model that takes a step per arrival; client-side models are averaged.
+
+    Thapa et al. 2022 (AAAI, arXiv:2004.12088), version 2, as the authors' published program has it: in each round the
+    clients are served one after the other, in random order (here drawn by the seed), each with all of its local steps;
+    all begin with the same client-side model, and the mean of those is the next one. Ours, unlike that program's: the
+    mean has the weights n_k / Σn; the optimizer of either side keeps its state (the program makes a new Adam for every
+    batch on the server, and for every round on a client; ``optimizer_state="reset"`` makes both new for every round).
+    """
+
+    name: str = "splitfed-v2"
+    one: bool = True
+
+    def turns(self, steps: Sequence[int], draw: str) -> list[int]:
+        """All of a client's steps, then all of another's."""
+        order = random.Random(draw).sample(range(len(steps)), len(steps))
+        return [client for client in order for _ in range(steps[client])]
+
+
+@dataclass(frozen=True)
+class Shared(ServerModel):
+    """``"shared"``: parallel split learning (PSL). One step of the server is one local step of all clients.
+
+    The clients' smashed data a_k, [b_k, …], are concatenated; the loss of that batch of n = Σ_k b_k samples has one
+    backward pass, and the server-side optimizer takes one step; each client gets the rows of the gradient that are its
+    own, as they are. So where ``training_step`` returns a mean over the batch, that is Σ_k (b_k / n) L_k, and batch
+    statistics behind the cut are those of all. A client that has no batch left drops out of the step. Client-side models
+    are averaged at the end of a round, with the weights n_k / Σn (EPSL's paper leaves them apart; here validation,
+    checkpoints and the next round have one whole model).
+    """
+
+    name: str = "shared"
+    one: bool = True
+    together: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,16 +134,19 @@ class Sequential(ServerModel):
         return "average" if optimizer_state == "keep" else optimizer_state
 
 
-MODELS: dict[str, type[ServerModel]] = {"per_client": ServerModel, "sequential": Sequential}
+MODELS: dict[str, type[ServerModel]] = {
+    "per_client": ServerModel, "sequential": Sequential, "shared": Shared, "splitfed-v2": SplitFedV2,
+}  # fmt: skip
 """By the names that users give."""
 
 
-def make_server_model(name: str, optimizer_state: str) -> ServerModel:
+def make_server_model(name: str, optimizer_state: str, second_cut: str | None) -> ServerModel:
     """The server-side model of that name.
 
     Args:
         name: `EdgeSplitStrategy(server_model=…)`.
         optimizer_state: `EdgeSplitStrategy(optimizer_state=…)`.
+        second_cut: `EdgeSplitStrategy(second_cut=…)`.
 
     Raises:
         ValueError: If there is none of that name, or if it does not go with the other options.
@@ -71,4 +158,10 @@ def make_server_model(name: str, optimizer_state: str) -> ServerModel:
             'optimizer_state="average" does not go with server_model="sequential", where nothing is averaged: use "keep"'
             ' (the state goes on with the weights) or "reset" (it is forgotten after each turn).'
         )
-    return MODELS[name]()
+    made = MODELS[name]()
+    if made.one and second_cut is not None:
+        raise ValueError(
+            f"second_cut={second_cut!r} does not go with server_model={name!r}: while a step is back at its client, the"
+            ' one server-side model would be changed by others. Use "per_client" or "sequential".'
+        )
+    return made
