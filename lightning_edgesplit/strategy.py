@@ -29,6 +29,7 @@ from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launc
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
 from lightning_edgesplit.runtime.accounting import report_of
 from lightning_edgesplit.runtime.cutting import Cutting
+from lightning_edgesplit.runtime.epsl import Aggregation, LastLayer, aggregated_step, find_last_layer
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
@@ -67,6 +68,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             ``"splitfed-v2"``: one server-side model that steps per arrival, client after client in random order;
             ``"shared"``: one server-side model that takes one step per local step of all clients (PSL, EPSL). The
             classes in `runtime.server_models` define each.
+        aggregated: With ``server_model="shared"``, φ of EPSL: the fraction of each batch whose gradients at the last
+            layer are aggregated over the clients before the backward pass; 0: none (PSL). See `runtime.epsl`.
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
@@ -100,6 +103,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         cuts: str | Sequence[str] | None = None,
         server: ServerProfile | None = None,
         server_model: str = "per_client",
+        aggregated: float = 0.0,
         round_steps: int | None = None,
         partition: Partition = "iid",
         private: str | Sequence[str] | None = None,
@@ -120,7 +124,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
-        self.server_model = make_server_model(server_model, optimizer_state, second_cut)
+        self.server_model = make_server_model(server_model, optimizer_state, second_cut, aggregated)
+        self.aggregated = aggregated
         self.private = [private] if isinstance(private, str) else private
         self.second_cut = options.second_cut(second_cut)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
@@ -136,6 +141,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._now: tuple[int, Frame, Any] | None = None
         self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
+        self._last_layer: LastLayer | None = None
         self._source: Any = None
         self._agenda = Rounds([])
         self._resume = Resume()
@@ -228,6 +234,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             emulate=self.clock == "wall",
             learning=not (torch.are_deterministic_algorithms_enabled() or self.server_model.one),  # its cut stays
         )  # fmt: skip
+        context = self.precision_plugin.train_step_context
+        module = self._trainer.lightning_module
+        self._last_layer = find_last_layer(module, batch, context) if self.aggregated else None
         self._plan_round([self.round_steps or 1] * clients)
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
@@ -301,7 +310,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _plan_round(self, steps: list[int]) -> None:
         assert self._planner is not None
         self.plan, expected = self._planner.plan(steps)
-        self.server_model.check_cuts(self.plan.policy, [self._planner.cuts.find(name) for name in self.plan.cuts])
+        cuts = [self._planner.cuts.find(name) for name in self.plan.cuts]
+        self.server_model.check_cuts(self.plan.policy, cuts)
+        if self._last_layer is not None:
+            self._last_layer.check(self._trainer.lightning_module, cuts[0])
         self._expected = steps, expected
         self._beside_clients = self._planner.server_threads(self.plan, self._threads)
 
@@ -380,9 +392,22 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 module.log(*log_args, **log_kwargs)
         if seat.cut.name == END or seat.cut.back is not None:
             return clients_loss(seat, frame)
-        with self._server.stepping(client, frame, module.log):
-            index = [frame.about["index"]] if len(args) > 1 else []
-            return super().training_step(batch, *index, **kwargs)
+        index = [frame.about["index"]] if len(args) > 1 else []
+        server, aggregation = self._server, Aggregation.of(self._server.joint, self.aggregated)
+
+        def step(reduced: Frame | None = None) -> Any:
+            log = module.log if reduced is None else lambda *args, **kwargs: None
+            own = batch if reduced is None or aggregation is None else aggregation.batch(batch)
+            with server.stepping(client, reduced or frame, log):
+                return super(EdgeSplitStrategy, self).training_step(own, *index, **kwargs)
+
+        if aggregation is None:
+            return step()
+        assert self._last_layer is not None
+        assert seat.cut.border is not None
+        aggregation.joint.handed_out = aggregation.handed_out
+        crossing = len(seat.cut.border.tensors)
+        return aggregated_step(module, self._last_layer, aggregation, crossing, step, server.keeping_buffers())
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ batch statistics of all. To `Server` and to Lightning's loop it is an arrival of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,13 @@ class Joint:
         clients: Who takes part, in the order of their numbers.
         frames: What each sent.
         frame: All of it as if one client had sent it.
+        handed_out: Makes gradients [Σ_k b_k, …] of those at the cut, where the backward pass was over other rows.
     """
 
     clients: Sequence[int]
     frames: Sequence[Frame]
     frame: Frame
+    handed_out: Callable[[Tensor], Tensor] = lambda gradient: gradient
 
     @property
     def samples(self) -> list[int]:
@@ -47,7 +49,7 @@ class Joint:
             gradients: Of the joint smashed data, [Σ_k b_k, …] each.
             generators: The state that the joint step left, which was the first client's; others get theirs back.
         """
-        parts = [torch.split(gradient, self.samples) for gradient in gradients]
+        parts = [torch.split(self.handed_out(gradient), self.samples) for gradient in gradients]
         for number, client in enumerate(self.clients):
             own = generators if not number else [self.frames[number].tensors[-1]] * len(generators)
             yield client, [*(part[number] for part in parts), *own]
@@ -63,8 +65,8 @@ def join(seats: Sequence[Seat], clients: Sequence[int], frames: Sequence[Frame],
         cut: The cut of all.
 
     Raises:
-        ImpossibleCutError: If something that crosses, or is sent with it, is neither one row per sample nor the same for
-            all clients.
+        ImpossibleCutError: If something that crosses, or is sent with it, is neither one row per sample nor the same
+            for all clients.
     """
     assert cut.border is not None
     samples = [frame.about["samples"] for frame in frames]

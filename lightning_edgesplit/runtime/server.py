@@ -381,6 +381,23 @@ class Server:
         if random:
             torch.set_rng_state(own_generator)
 
+    @property
+    def joint(self) -> Joint | None:
+        """The local step of all clients that is being served; None: it is one client's."""
+        return self._joint
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """While this is open, a step may change buffers; afterwards they are what they were. With a model installed."""
+        self.sides.collect()
+        before = {name: buffer.clone() for name, buffer in self.sides.buffers.items()}
+        try:
+            yield
+        finally:
+            self.sides.collect()
+            for name, buffer in before.items():
+                self.sides.set(name, buffer)
+
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
         now = time.monotonic()
         own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)

@@ -1,4 +1,4 @@
-"""Which server-side models there are, and in which order clients are served: what `EdgeSplitStrategy(server_model=…)` says.
+"""Which server-side models there are, and who is served when: what `EdgeSplitStrategy(server_model=…)` says.
 
 `Server`, `WholeModels` and `Rounds` ask an object of one of these classes where the ways of training differ.
 """
@@ -16,9 +16,9 @@ from lightning_edgesplit.splitting import END, Cut
 class ServerModel:
     """``"per_client"``: each client has a server-side model of its own, and all models are averaged (SplitFed-V1).
 
-    Thapa et al. 2022 (AAAI, arXiv:2004.12088), Algorithm 1; EdgeSplit too. A round is federated averaging of whole models.
-    The authors' published program differs in ways that are not copied here: it deep-copies the server-side model twice
-    per batch, makes a new Adam optimizer for every batch, so that no moments are ever used on the server, and averages
+    Thapa et al. 2022 (AAAI, arXiv:2004.12088), Algorithm 1; EdgeSplit too. A round is federated averaging of whole
+    models. The authors' published program differs in ways that are not copied here: it deep-copies the server-side
+    model twice, makes a new Adam optimizer for every batch, so that no moments are ever used on the server, and averages
     without weights.
 
     Attributes:
@@ -72,8 +72,8 @@ class ServerModel:
         if self.together and (cuts[0].tied or (cuts[0].border is not None and cuts[0].border.reads)):
             raise ValueError(
                 f"{asked} makes one step of all clients' steps, and at the cut {names[0]!r} tied weights"
-                " or numbers that the step reads off tensors cross, which differ between clients: name another cut, or use"
-                ' server_model="splitfed-v2".'
+                " or numbers that the step reads off tensors cross, which differ between clients: name another cut, or"
+                ' use server_model="splitfed-v2".'
             )
 
 
@@ -104,9 +104,10 @@ class Shared(ServerModel):
     The clients' smashed data a_k, [b_k, …], are concatenated; the loss of that batch of n = Σ_k b_k samples has one
     backward pass, and the server-side optimizer takes one step; each client gets the rows of the gradient that are its
     own, as they are. So where ``training_step`` returns a mean over the batch, that is Σ_k (b_k / n) L_k, and batch
-    statistics behind the cut are those of all. A client that has no batch left drops out of the step. Client-side models
-    are averaged at the end of a round, with the weights n_k / Σn (EPSL's paper leaves them apart; here validation,
-    checkpoints and the next round have one whole model).
+    statistics behind the cut are those of all. A client that has no batch left drops out of the step. With
+    ``aggregated`` φ > 0 the backward pass is EPSL's: `runtime.epsl`. Client-side models are averaged at the end of a
+    round, with the weights n_k / Σn; PSL's and EPSL's papers leave them apart, and here validation, checkpoints and the
+    next round have one whole model. With `round_steps=None` that is once per epoch.
     """
 
     name: str = "shared"
@@ -122,8 +123,8 @@ class Sequential(ServerModel):
     the next one, here by way of the server. In a round, the turns go from the first client to the last, each of
     `round_steps` local steps. The optimizer's state of both sides goes with the weights, so that the result is that of
     plain training on the clients' batches one after the other; ``optimizer_state="reset"`` forgets it after each turn,
-    as do the programs published with SplitFed. A turn is a round with one client: the mean over it is its model, and the
-    mean of its optimizer's state that state, bit by bit.
+    as do the programs published with SplitFed. A turn is a round with one client: the mean over it is its model, and
+    the mean of its optimizer's state that state, bit by bit.
     """
 
     name: str = "sequential"
@@ -140,13 +141,14 @@ MODELS: dict[str, type[ServerModel]] = {
 """By the names that users give."""
 
 
-def make_server_model(name: str, optimizer_state: str, second_cut: str | None) -> ServerModel:
+def make_server_model(name: str, optimizer_state: str, second_cut: str | None, aggregated: float) -> ServerModel:
     """The server-side model of that name.
 
     Args:
         name: `EdgeSplitStrategy(server_model=…)`.
         optimizer_state: `EdgeSplitStrategy(optimizer_state=…)`.
         second_cut: `EdgeSplitStrategy(second_cut=…)`.
+        aggregated: `EdgeSplitStrategy(aggregated=…)`.
 
     Raises:
         ValueError: If there is none of that name, or if it does not go with the other options.
@@ -155,10 +157,17 @@ def make_server_model(name: str, optimizer_state: str, second_cut: str | None) -
         raise ValueError(f"server_model={name!r} is unknown: use one of {', '.join(MODELS)}.")
     if name == "sequential" and optimizer_state == "average":
         raise ValueError(
-            'optimizer_state="average" does not go with server_model="sequential", where nothing is averaged: use "keep"'
-            ' (the state goes on with the weights) or "reset" (it is forgotten after each turn).'
+            'optimizer_state="average" does not go with server_model="sequential", where nothing is averaged: use'
+            ' "keep" (the state goes on with the weights) or "reset" (it is forgotten after each turn).'
         )
+    if not 0 <= aggregated <= 1:
+        raise ValueError(f"aggregated={aggregated!r} must be a fraction, from 0 (PSL) to 1.")
     made = MODELS[name]()
+    if aggregated and not made.together:
+        raise ValueError(
+            f"aggregated={aggregated!r} does not go with server_model={name!r}, where no step is of all clients: use"
+            ' server_model="shared", or leave it at 0.'
+        )
     if made.one and second_cut is not None:
         raise ValueError(
             f"second_cut={second_cut!r} does not go with server_model={name!r}: while a step is back at its client, the"

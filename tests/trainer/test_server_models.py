@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import lightning as L
 import pytest
@@ -170,7 +171,7 @@ def test_validation_sees_the_model_of_the_client_whose_turn_it_was():
 
 
 class Halves:
-    """The oracle's clients and server: client-side models of their own, one server-side model, cut behind `net[:at]`."""
+    """The oracle's clients and server: client-side models `net[:at]`, one server-side model."""
 
     def __init__(self, module, parts, at=3):
         self.clients = [copy.deepcopy(module) for _ in parts]
@@ -183,9 +184,11 @@ class Halves:
 
     def average(self, samples):
         states = [front.state_dict() for front in self.front]
-        mean = {name: sum(n / sum(samples) * s[name] for n, s in zip(samples, states)) for name in states[0]}
+        mean = {
+            name: sum(n / sum(samples) * s[name] for n, s in zip(samples, states, strict=True)) for name in states[0]
+        }
         mean = {k: v if states[0][k].is_floating_point() else v.round().long() for k, v in mean.items()}
-        for front, n in zip(self.front, samples):
+        for front in self.front:
             front.load_state_dict(mean)
         return mean
 
@@ -252,7 +255,7 @@ def test_splitfed_v2_is_its_authors_loop(kind, steps, options, oracle):
     assert trainer.global_step == (18 if "accumulate" not in oracle else trainer.global_step)
     served = [order_of_service(report) for report in strategy.rounds]
     orders = [list(dict.fromkeys(own)) for own in served]
-    for own, order in zip(served, orders):  # one client after the other
+    for own, order in zip(served, orders, strict=True):  # one client after the other
         assert own == [k for k in order for _ in range(own.count(k))]
     close(module, splitfed_v2(undone, data, PARTS, orders, steps or 100, **oracle))
 
@@ -280,10 +283,10 @@ def parallel(module, data, parts, epochs, steps, backward):
                 batches = [own[k][step] for k in present]
                 for optimizer in (halves.server_optimizer, *(halves.client_optimizers[k] for k in present)):
                     optimizer.zero_grad()
-                smashed = [halves.front[k](data.tensors[0][batch]) for k, batch in zip(present, batches)]
+                smashed = [halves.front[k](data.tensors[0][batch]) for k, batch in zip(present, batches, strict=True)]
                 received = [x.detach().requires_grad_() for x in smashed]
                 backward(halves.behind, received, [data.tensors[1][batch] for batch in batches])
-                for x, own_part in zip(smashed, received):
+                for x, own_part in zip(smashed, received, strict=True):
                     x.backward(own_part.grad)
                 for optimizer in (halves.server_optimizer, *(halves.client_optimizers[k] for k in present)):
                     optimizer.step()
@@ -317,6 +320,89 @@ def test_a_shared_model_takes_one_step_per_local_step_of_all(kind, steps):
     trainer = fit(module, data, split("shared", round_steps=steps))
     close(module, expected)
     assert trainer.global_step == 8
+
+
+def epsl(fraction):
+    """The oracle: `runtime.epsl`'s formulas, line by line. The network has one loss behind its last layer."""
+
+    def backward(behind, smashed, labels):
+        b = [len(x) for x in smashed]
+        n, m = sum(b), math.ceil(fraction * min(b))
+        if len(b) == 1 or not m:
+            return one_loss(behind, smashed, labels)
+        z = behind(torch.cat(smashed)).detach().requires_grad_()
+        running = copy.deepcopy(behind.state_dict())
+        F.cross_entropy(z, torch.cat(labels)).backward()
+        g = z.grad.split(b)
+        g_bar = sum(part[:m] for part in g)
+        a_bar = sum(len(x) / n * x[:m] for x in smashed)  # its gradient at a_k is λ_k times that at the mean
+        z_tilde = behind(torch.cat([a_bar, *(x[m:] for x in smashed)]))
+        z_tilde.backward(torch.cat([g_bar, *(part[m:] for part in g)]))
+        buffers = dict(behind.named_buffers())
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.copy_(running[name])
+
+    return backward
+
+
+class TwoTowers(L.LightningModule):
+    """The loss looks at more than the last layer."""
+
+    optimizer = staticmethod(Deterministic.optimizer)
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16))
+        self.one, self.two = torch.nn.Linear(16, 10), torch.nn.Linear(16, 10)
+
+    def training_step(self, batch, batch_idx):
+        hidden = self.net(batch[0])
+        return sum(F.cross_entropy(head(hidden), batch[1]) for head in (self.one, self.two))
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+EPSL_PARTS = [list(range(22)), list(range(22, 44)), list(range(44, 59))]  # batches of 8, 8, 6; 8, 8, 6; 8, 7
+
+
+@feature('EPSL: `server_model="shared", aggregated=φ`', how="as reconstructed; dropout behind the cut: refused")
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("kind", [NormBehind, NormBehindAdamW, Deterministic])
+def test_aggregated_gradients_are_those_of_the_formulas(fraction, kind):
+    data, module = vectors(59), kind()
+    backward = epsl(fraction)
+    expected = parallel(copy.deepcopy(module), data, EPSL_PARTS, epochs=2, steps=2, backward=backward)
+    trainer = fit(module, data, split("shared", parts=EPSL_PARTS, round_steps=2, aggregated=fraction))
+    close(module, expected)
+    assert trainer.global_step == 6
+
+
+def test_aggregation_changes_the_result_and_the_logged_loss_is_that_of_all_samples():
+    ends, losses = [], []
+    for fraction in (0.0, 1.0):
+        torch.manual_seed(3)
+        module, data = NormBehind(), vectors(32)
+        strategy = split("shared", parts=[list(range(16)), list(range(16, 32))], aggregated=fraction)
+        losses.append(fit(module, data, strategy, epochs=1, limit_train_batches=1).callback_metrics["loss"])
+        ends.append(module.state_dict())
+    assert any(not torch.allclose(ends[0][name], ends[1][name]) for name in ends[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "cut", "message"),
+    [
+        (Classifier, "net.0", r"draw random numbers \(dropout\)"),
+        (TwoTowers, "net.0", "the last layer 'two', and the loss depends on other trained tensors too"),
+        (Deterministic, "net.5", "the last layer 'net.5' is not behind it"),
+    ],
+)
+def test_what_cannot_be_aggregated_is_refused_before_any_process_starts(kind, cut, message, monkeypatch):
+    monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", None)
+    with pytest.raises(ValueError, match=message):
+        fit(kind(), vectors(64), split("shared", cut, aggregated=0.5))
 
 
 @pytest.mark.parametrize("server_model", ["splitfed-v2", "shared"])
@@ -401,6 +487,8 @@ def test_clients_sit_out_rounds_of_a_shared_model():
             "server_model='common' is unknown: use one of per_client, sequential, shared, splitfed-v2",
         ),
         ({"server_model": "shared", "second_cut": "net.3"}, "second_cut='net.3' does not go with"),
+        ({"server_model": "shared", "aggregated": 1.5}, "aggregated=1.5 must be a fraction"),
+        ({"aggregated": 0.5}, "aggregated=0.5 does not go with server_model='per_client'"),
         ({"server_model": "sequential", "optimizer_state": "average"}, 'optimizer_state="average" does not go'),
     ],
 )
