@@ -387,8 +387,8 @@ class _Round:
 
     def _order_of_turns(self) -> list[tuple[int, int, int]]:
         """Where the server serves in a fixed order: (local step, client, micro-batch) in that order, the last first."""
-        if self.plan.order != "in_order":
-            return []
+        if self.plan.order != "in_order" or self.plan.server_model != "per_client":
+            return []  # clients that take turns, or all together, have an order of their own
         turns = [
             (step, k, index)
             for k, client in self._clients.items()
@@ -415,7 +415,7 @@ class _Round:
             "arrival": (now, part.client, part.index),
             "longest_first": (-tail, now, part.client, part.index),
             "in_order": (part.step, part.client, part.index),
-        }[self.plan.order]
+        }[self.plan.order if self._turns or self.plan.order != "in_order" else "arrival"]
         heapq.heappush(self._queue, (key, part))
         self._at(max(now, self._server_free), self._decide, _DECIDES)
 
