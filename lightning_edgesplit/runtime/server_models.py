@@ -18,8 +18,8 @@ class ServerModel:
 
     Thapa et al. 2022 (AAAI, arXiv:2004.12088), Algorithm 1; EdgeSplit too. A round is federated averaging of whole
     models. The authors' published program differs in ways that are not copied here: it deep-copies the server-side
-    model twice, makes a new Adam optimizer for every batch, so that no moments are ever used on the server, and averages
-    without weights.
+    model twice, makes a new Adam optimizer for every batch, so that no moments are ever used on the server, and
+    averages without weights.
 
     Attributes:
         name: What a user calls it.
