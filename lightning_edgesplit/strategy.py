@@ -233,6 +233,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             in_order=self._in_order(),
             emulate=self.clock == "wall",
             learning=not (torch.are_deterministic_algorithms_enabled() or self.server_model.one),  # its cut stays
+            split=self.server_model.one,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module

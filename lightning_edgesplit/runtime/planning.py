@@ -97,6 +97,7 @@ class Planner:
         in_order: Whether the server serves the clients in a fixed order.
         emulate: Whether clients take as long as their profiles say.
         learning: Whether measured times change later plans.
+        split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class Planner:
         in_order: bool = False,
         emulate: bool = False,
         learning: bool = True,
+        split: bool = False,
     ) -> None:
+        self._split = split
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self.corrections = Corrections.none(len(self.clients))
@@ -124,7 +127,10 @@ class Planner:
         model, policy = self._model(steps, active), self.policy
         if isinstance(policy, Fixed):
             policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
-        some = policy.plan(model.costs, model.clients, self.server, model.corrections)
+        costs = model.costs
+        if self._split and not isinstance(policy, Fixed):
+            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name != END) or costs.cuts)
+        some = policy.plan(costs, model.clients, self.server, model.corrections)
         expected = simulate(model, some, self.in_order)
         places = {k: at for at, k in enumerate(active)}
 

@@ -14,7 +14,7 @@ from rows import feature
 from small import Classifier, Deterministic, vectors
 from torch.utils.data import DataLoader
 
-from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ServerProfile
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
@@ -518,3 +518,18 @@ def test_what_a_shared_model_cannot_do_is_refused_before_any_process_starts(stra
     monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", None)
     with pytest.raises(ValueError, match=message):
         fit(Deterministic(), vectors(32), EdgeSplitStrategy(clients=2, server_model="shared", **strategy), **trainer)
+
+
+def test_uniform_leaves_layers_behind_the_cut_for_a_shared_model():
+    clients = [ClientProfile(name, flops=1e8, uplink=1e7, downlink=1e7) for name in "ab"]  # "end" is fastest
+    for server_model, wanted in (("per_client", True), ("shared", False)):
+        strategy = EdgeSplitStrategy(
+            clients,
+            policy="uniform",
+            server=ServerProfile(flops=1e9),
+            server_model=server_model,
+            round_steps=2,
+            timeout=30,
+        )
+        fit(Deterministic(), vectors(64), strategy, epochs=1)
+        assert (strategy.plan.cuts == ("end", "end")) is wanted
