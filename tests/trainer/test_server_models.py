@@ -14,7 +14,8 @@ from rows import feature
 from small import Classifier, Deterministic, vectors
 from torch.utils.data import DataLoader
 
-from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ServerProfile
+from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit.scheduling import Fixed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
@@ -520,16 +521,20 @@ def test_what_a_shared_model_cannot_do_is_refused_before_any_process_starts(stra
         fit(Deterministic(), vectors(32), EdgeSplitStrategy(clients=2, server_model="shared", **strategy), **trainer)
 
 
-def test_uniform_leaves_layers_behind_the_cut_for_a_shared_model():
-    clients = [ClientProfile(name, flops=1e8, uplink=1e7, downlink=1e7) for name in "ab"]  # "end" is fastest
-    for server_model, wanted in (("per_client", True), ("shared", False)):
-        strategy = EdgeSplitStrategy(
-            clients,
-            policy="uniform",
-            server=ServerProfile(flops=1e9),
-            server_model=server_model,
-            round_steps=2,
-            timeout=30,
-        )
-        fit(Deterministic(), vectors(64), strategy, epochs=1)
-        assert (strategy.plan.cuts == ("end", "end")) is wanted
+class Deepest:
+    """A policy that takes the deepest cut which it is offered."""
+
+    name = "deepest"
+
+    def plan(self, costs, clients, server, corrections=None):
+        names = (costs.cuts[-1].name,) * len(clients)
+        return Fixed(names).plan(costs, clients, server, corrections)
+
+
+@pytest.mark.parametrize(
+    ("server_model", "cut"), [("per_client", "end"), ("shared", "net"), ("splitfed-v2", "net")]
+)
+def test_a_policy_leaves_layers_behind_the_cut_for_one_server_side_model(server_model, cut):
+    strategy = EdgeSplitStrategy(clients=2, policy=Deepest(), server_model=server_model, timeout=30)
+    fit(WithAdamW(), vectors(32), strategy, epochs=1)
+    assert strategy.plan.cuts == (cut, cut)
