@@ -531,9 +531,7 @@ class Deepest:
         return Fixed(names).plan(costs, clients, server, corrections)
 
 
-@pytest.mark.parametrize(
-    ("server_model", "cut"), [("per_client", "end"), ("shared", "net"), ("splitfed-v2", "net")]
-)
+@pytest.mark.parametrize(("server_model", "cut"), [("per_client", "end"), ("shared", "net"), ("splitfed-v2", "net")])
 def test_a_policy_leaves_layers_behind_the_cut_for_one_server_side_model(server_model, cut):
     strategy = EdgeSplitStrategy(clients=2, policy=Deepest(), server_model=server_model, timeout=30)
     fit(WithAdamW(), vectors(32), strategy, epochs=1)
