@@ -257,6 +257,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             trace=self._trace,
             server_model=self.server_model.name,
             aggregated=self.aggregated,
+            split=self.server_model.one,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module

@@ -102,6 +102,7 @@ class Planner:
         trace: How the clients' conditions change over time; None: they do not.
         server_model: Which server-side model is trained.
         aggregated: EPSL's φ.
+        split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Planner:
         trace: Trace | None = None,
         server_model: str = "per_client",
         aggregated: float = 0.0,
+        split: bool = False,
     ) -> None:
+        self._split = split
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
@@ -136,10 +139,12 @@ class Planner:
         model, policy = self._model(steps, active), self.policy
         if isinstance(policy, Fixed):
             policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
-        clients, trace = model.clients, None if at is None else self._trace
+        clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
-        some = self._as_trained(policy.plan(model.costs, clients, self.server, model.corrections))
+        if self._split and not isinstance(policy, Fixed):
+            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name != END) or costs.cuts)
+        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections))
         expected = simulate(model, some, trace, at or 0.0)
         places = {k: at for at, k in enumerate(active)}
 
