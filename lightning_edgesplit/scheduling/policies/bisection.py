@@ -18,6 +18,8 @@ F(T) ≤ 1.
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +29,9 @@ from lightning_edgesplit.scheduling.latency import Array, RoundTerms
 
 Numbers = NDArray[np.intp]
 
-_SAMPLE = 512  # clients; with fewer than 4 times as many nothing is dropped
+_SAMPLE = 1024  # clients; with fewer than 4 times as many nothing is dropped
 _BLOCK = 4096  # clients; what is made for 20 cuts of them, 1.4 MB, stays in the second-level cache
+_THREADS = 2  # of numpy, over blocks
 _HAIR = 1e-12  # of the time, so that a time computed from a share counts as reached with that share
 _TINY = 1e-200  # seconds, so that a round that takes no time at all is reached as well
 _LARGEST = 1e100  # stretch of who needs no share; finite, so that 0 · x is 0
@@ -45,8 +48,8 @@ class _Ways:
     def at(cls, terms: RoundTerms, cuts: Numbers, clients: Numbers) -> _Ways:
         """These clients at these cuts, [ways]."""
         places = cuts * len(terms.own_up) + clients
-        parts = (part.ravel().take(places) for part in (terms.fixed, terms.up, terms.down))
-        return cls(*parts, terms.own_up.take(clients), terms.own_down.take(clients))
+        fixed, up, down = (part.ravel().take(places) for part in (terms.fixed, terms.up, terms.down))
+        return cls(fixed, up, down, terms.own_up.take(clients), terms.own_down.take(clients))
 
     def stretches(self, time: float) -> Array:
         """Largest stretch with which a round takes no longer than `time`; not positive, or less than 1: none."""
@@ -163,8 +166,8 @@ def _guess(terms: RoundTerms) -> tuple[float, float]:
     """Two times between which the optimum should be, from a few clients drawn by a fixed seed."""
     clients = len(terms.own_up)
     drawn = np.sort(np.random.default_rng(0).integers(clients, size=_SAMPLE))
-    parts = (part[:, drawn] for part in (terms.fixed, terms.up, terms.down))
-    sample = _Candidates.all_of(RoundTerms(*parts, terms.own_up[drawn], terms.own_down[drawn]))
+    fixed, up, down = (part[:, drawn] for part in (terms.fixed, terms.up, terms.down))
+    sample = _Candidates.all_of(RoundTerms(fixed, up, down, terms.own_up[drawn], terms.own_down[drawn]))
     time = _least_time(sample, _SAMPLE / clients, 1e-3)
     shares, later = sample.shares(time), sample.shares(1.01 * time)
     if not shares.any():
@@ -181,9 +184,18 @@ def _promising(terms: RoundTerms, low: float, high: float) -> _Candidates:
     Let x be the best stretch of the client at `low`. A cut that takes longer than `high` with x allows only less than x
     for any time up to `high`, while the best one at `low` allows x or more from `low` on.
     """
-    cuts, clients = terms.fixed.shape
-    room = np.empty((2, cuts, min(_BLOCK, clients)))
-    blocks = [_promising_of(terms, start, room, low, high) for start in range(0, clients, _BLOCK)]
+    clients = len(terms.own_up)
+    starts = range(0, clients, _BLOCK)
+    room = threading.local()
+
+    def of_block(start: int) -> tuple[Numbers, Numbers, Numbers]:
+        if not hasattr(room, "numbers"):
+            room.numbers = np.empty((2, len(terms.fixed), min(_BLOCK, clients)))
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # holds for one thread
+            return _promising_of(terms, start, room.numbers, low, high)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # numpy computes without the interpreter's lock
+        blocks = list(pool.map(of_block, starts))
     return _Candidates.make(terms, *(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
@@ -210,16 +222,17 @@ def _promising_of(
     if len(limited):
         times[:, limited] = some.times(best[limited])
     keep = times <= high
-    counts = keep.sum(axis=0, dtype=np.int16)
+    counts = keep.sum(axis=0, dtype=np.uint16)
     none = np.flatnonzero(counts == 0)  # not even alone: the quickest cut says from when on
     if len(none):
         keep[times[:, none].argmin(axis=0), none] = True
-    cut = keep.argmax(axis=0)
+    # of a client with one cut left, the sum of the numbers of its cuts is that cut
+    cut = np.add.reduce(keep * np.arange(len(fixed), dtype=np.uint16)[:, None], dtype=np.uint16).astype(np.intp)
     several = np.flatnonzero(counts > 1)
-    further = keep[:, several]
-    further[cut[several], np.arange(len(several))] = False
-    client, more = np.divmod(np.flatnonzero(further.T.ravel()), len(fixed))
-    return cut, more, several[client] + start
+    client, more = np.divmod(np.flatnonzero(keep[:, several].T.ravel()), len(fixed))
+    further = np.diff(client, prepend=-1) == 0
+    cut[several] = more[~further]
+    return cut, more[further], several[client[further]] + start
 
 
 def _limited_stretch(left: Array, up: Array, down: Array, own_up: Array, own_down: Array) -> Array:
