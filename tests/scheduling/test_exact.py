@@ -41,21 +41,21 @@ def parts(costs, clients, server, k, cut):
 
 
 def least_share(fixed, links, target):
-    """Least φ with fixed + Σ max(link/φ, own) ≤ target, piece by piece: which links bind, tried in all ways."""
-    found = [np.inf]
-    for binding in itertools.product([True, False], repeat=2):
-        rest = target - fixed - sum(own for (_, own), binds in zip(links, binding, strict=True) if not binds)
-        shared = sum(link for (link, _), binds in zip(links, binding, strict=True) if binds)
-        share = shared / rest if rest > 0 else (0.0 if shared == 0 and rest > -1e-12 * target else np.inf)
-        if fixed + sum(max(link / share if link else 0.0, own) for link, own in links if share > 0 or link) <= (
-            target * (1 + 1e-11)
-        ) and np.isfinite(share):
-            found.append(share)
-        for link, own in links:  # where a link stops to bind
-            kink = link / own if own else 0.0
-            if kink > 0 and fixed + sum(max(other / kink, cap) for other, cap in links) <= target * (1 + 1e-12):
-                found.append(kink)
-    return min(found)
+    """Least φ with fixed + Σ max(link/φ, own) ≤ target: from kink to kink, where one link more begins to bind."""
+
+    def seconds(stretch):
+        return fixed + sum(max(link * stretch, own) for link, own in links)
+
+    if seconds(0.0) > target:
+        return np.inf
+    begin = 0.0
+    for end in [*sorted(own / link for link, own in links if link), np.inf]:
+        slope = sum(link for link, own in links if link and own / link <= begin)
+        if slope and begin + (target - seconds(begin)) / slope <= end:
+            stretch = begin + (target - seconds(begin)) / slope
+            return 1 / stretch if stretch > 0 else np.inf
+        begin = end
+    return 0.0  # nothing goes over a link that is shared
 
 
 def brute_force(costs, clients, server) -> float:
