@@ -1,7 +1,7 @@
 """How fast the policy `exact` plans, from 10 to 1,000,000 clients with 20 cuts, and how far it is from the optimum.
 
-- solve: from the latency model's arrays in memory (`RoundTerms`: seconds of 20 cuts × clients, float64) to each client's
-  cut and share. np.sort: the fixed seconds of the same cuts × clients, sorted as one array. Both in turn, in one run.
+- solve: from arrays of the latency model in memory (`RoundTerms`: seconds of 20 cuts × clients, float64) to each
+  client's cut and share. np.sort: the uplink's seconds of the same cuts × clients, sorted as one array. Both in turn.
 - terms: from profile objects to these arrays. plan: `Exact().plan`, from profile objects to a `Plan`; up to 100,000.
 - worst gap: how much later than the optimum the slowest client is done, relative, over 200 random instances of 2 to 4
   clients and 3 to 5 cuts. The optimum is from brute force: all combinations of cuts, shares by bisection.
@@ -129,7 +129,7 @@ def measure(clients: int, repetitions: int) -> dict[str, float | None]:
     terms, pairs = model.terms, []
     solve(terms)
     for _ in range(repetitions):
-        pairs.append((seconds(lambda: solve(terms)), seconds(lambda: np.sort(terms.fixed, axis=None))))
+        pairs.append((seconds(lambda: solve(terms)), seconds(lambda: np.sort(terms.up, axis=None))))
     solving, sorting = zip(*pairs, strict=True)
     plan = seconds(lambda: Exact().plan(costs, profiles, server)) if clients <= 100_000 else None
     return {

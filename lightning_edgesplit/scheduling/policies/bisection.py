@@ -147,7 +147,8 @@ def solve(terms: RoundTerms, tolerance: float = 1e-9) -> tuple[Numbers, Array, f
         while True:
             candidates = _promising(terms, low, high)
             time = _least_time(candidates, 1.0, tolerance, low, high)
-            if low <= time <= high:
+            # later than `high`, but no later than a client needs at its quickest cut alone: that is the optimum as well
+            if low <= time <= high or high < time <= candidates.slowest(1.0):
                 return _shared_out(candidates, time)
             # the optimum over some cuts is never below the one over all: a certain upper bound
             low, high = (high, time) if time > high else (low * min(1.0, candidates.shares(low).sum()), time)
