@@ -1,6 +1,6 @@
 """How fast the policy `exact` plans, from 10 to 1,000,000 clients with 20 cuts, and how far it is from the optimum.
 
-- solve: from arrays of the latency model in memory (`RoundTerms`: seconds of 20 cuts × clients, float64) to each
+- solve: from arrays of the latency model in memory (`RoundTerms`, `both` included; 20 cuts × clients, float64) to each
   client's cut and share. np.sort: the uplink's seconds of the same cuts × clients, sorted as one array. Both in turn.
 - terms: from profile objects to these arrays. plan: `Exact().plan`, from profile objects to a `Plan`; up to 100,000.
 - worst gap: how much later than the optimum the slowest client is done, relative, over 200 random instances of 2 to 4
@@ -125,7 +125,7 @@ def measure(clients: int, repetitions: int) -> dict[str, float | None]:
     """Seconds; medians and the best of solve and np.sort in turn."""
     costs, profiles, server = problem(0, clients, CUTS)
     model = LatencyModel(costs, profiles, server)
-    made = seconds(lambda: model.terms)
+    made = seconds(lambda: model.terms.both)
     terms, pairs = model.terms, []
     solve(terms)
     for _ in range(repetitions):

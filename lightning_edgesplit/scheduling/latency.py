@@ -75,6 +75,11 @@ class RoundTerms:
     own_up: Array
     own_down: Array
 
+    @cached_property
+    def both(self) -> Array:
+        """up + down, [cuts, clients]."""
+        return self.up + self.down
+
     def at_share(self, share: float | Array) -> Array:
         """Seconds of each client's round at each cut with that share (or one per client), [cuts, clients]."""
         with np.errstate(divide="ignore"):

@@ -191,7 +191,7 @@ def _promising(terms: RoundTerms, low: float, high: float) -> _Candidates:
 
     def of_block(start: int) -> tuple[Numbers, Numbers, Numbers]:
         if not hasattr(room, "numbers"):
-            room.numbers = np.empty((2, len(terms.fixed), min(_BLOCK, clients)))
+            room.numbers = np.empty((len(terms.fixed), min(_BLOCK, clients)))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # holds for one thread
             return _promising_of(terms, start, room.numbers, low, high)
 
@@ -204,33 +204,34 @@ def _promising_of(
     terms: RoundTerms, start: int, room: Array, low: float, high: float
 ) -> tuple[Numbers, Numbers, Numbers]:
     """One cut of each of the clients from number `start` on, further cuts, and whose these are."""
-    block = slice(start, min(start + room.shape[2], len(terms.own_up)))
+    # `room` is used again for each block: new memory costs as much as the arithmetic
+    block = slice(start, start + _BLOCK)
     fixed, up, down = terms.fixed[:, block], terms.up[:, block], terms.down[:, block]
     own_up, own_down = terms.own_up[block], terms.own_down[block]
-    stretch, both = room[:, :, : len(own_up)]  # used again for each block: new memory costs as much as the arithmetic
-    np.add(up, down, out=both)
-    np.subtract(low + _TINY, fixed, out=stretch)
-    np.divide(stretch, both, out=stretch)
-    best = stretch.max(axis=0)
+    both, work = terms.both[:, block], room[:, : len(own_up)]
+    np.subtract(low + _TINY, fixed, out=work)
+    best = np.divide(work, both, out=work).max(axis=0)
     limited = np.flatnonzero(best < np.maximum(own_up, own_down))
-    some = _Ways(fixed[:, limited], up[:, limited], down[:, limited], own_up[limited], own_down[limited])
     if len(limited):
+        some = _Ways(fixed[:, limited], up[:, limited], down[:, limited], own_up[limited], own_down[limited])
         parts = low + _TINY - some.fixed, some.up, some.down, some.own_up, some.own_down
         best[limited] = _limited_stretch(*parts).max(axis=0)
     np.clip(best, 1.0, _LARGEST, out=best)  # nobody gets more than the whole link
-    times = np.multiply(both, best, out=both)
+    times = np.multiply(both, best, out=work)
     times += fixed
     if len(limited):
         times[:, limited] = some.times(best[limited])
     keep = times <= high
-    counts = keep.sum(axis=0, dtype=np.uint16)
-    none = np.flatnonzero(counts == 0)  # not even alone: the quickest cut says from when on
-    if len(none):
+    short = np.uint8 if len(fixed) < 256 else np.uint16  # bytes are added 64 at a time
+    counts = np.add.reduce(keep.view(np.uint8), axis=0, dtype=short)
+    none = np.flatnonzero(counts == 0)
+    if len(none):  # not even alone: the quickest cut says from when on
         keep[times[:, none].argmin(axis=0), none] = True
     # of a client with one cut left, the sum of the numbers of its cuts is that cut
-    cut = np.add.reduce(keep * np.arange(len(fixed), dtype=np.uint16)[:, None], dtype=np.uint16).astype(np.intp)
+    numbers = np.arange(len(fixed), dtype=short)[:, None]
+    cut = np.add.reduce(keep.view(np.uint8) * numbers, axis=0, dtype=short).astype(np.intp)
     several = np.flatnonzero(counts > 1)
-    client, more = np.divmod(np.flatnonzero(keep[:, several].T.ravel()), len(fixed))
+    client, more = np.divmod(np.flatnonzero(keep.T[several].ravel()), len(fixed))
     further = np.diff(client, prepend=-1) == 0
     cut[several] = more[~further]
     return cut, more[further], several[client[further]] + start
