@@ -77,7 +77,7 @@ class RoundTerms:
 
     @cached_property
     def both(self) -> Array:
-        """up + down, [cuts, clients]."""
+        """Sum of `up` and `down`, [cuts, clients]."""
         return self.up + self.down
 
     def at_share(self, share: float | Array) -> Array:
