@@ -42,7 +42,7 @@ from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.runtime.timetable import Timetable
 from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
-from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling import Plan, PolicyLike, ServerProfile, with_fixed
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cuts
@@ -101,7 +101,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def __init__(
         self,
         clients: options.Clients = 4,
-        policy: str | Policy = "edgesplit",
+        policy: PolicyLike = "edgesplit",
         cuts: str | Sequence[str] | None = None,
         server: ServerProfile | None = None,
         server_model: str = "per_client",
@@ -230,8 +230,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         )  # fmt: skip
         self.cuts = self._cutting.find()
         policy, clients = self._policy, len(self.profiles)
-        if isinstance(policy, Fixed):  # full names for what the user may have shortened
-            policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
+        find = self.cuts.find  # full names for what the user may have shortened
+        policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(find(name).name for name in own.cuts)))
         self._planner = Planner(
             self.cuts, policy, self.profiles, self.server_profile,
             batch=[batch_size(batch)] * clients,
@@ -240,7 +240,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             learning=not torch.are_deterministic_algorithms_enabled() and self.clock != "virtual",
             trace=self._trace,
         )  # fmt: skip
-        self._planner.plan([self.round_steps or 1] * clients)  # refuses what cannot be before any process starts
+        plan, _ = self._planner.plan([self.round_steps or 1] * clients)  # refuses what cannot be, before clients start
+        options.check_plan(plan, self.clock)
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""

@@ -14,14 +14,15 @@ from lightning_edgesplit.scheduling import (
     Corrections,
     Costs,
     CutCost,
-    Fixed,
     InfeasibleError,
     LatencyModel,
     Plan,
     Policy,
     ServerProfile,
+    for_round,
     make_policy,
     simulate,
+    with_fixed,
 )
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
@@ -119,8 +120,10 @@ class Planner:
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
-    def plan(self, steps: Sequence[int], at: float | None = None) -> tuple[Plan, SimulatedRound]:
-        """The plan of a round with so many local steps per client, and what the round is expected to be like.
+    def plan(
+        self, steps: Sequence[int], at: float | None = None, epoch: int = 0, number: int = 0
+    ) -> tuple[Plan, SimulatedRound]:
+        """The plan of round `number` of an epoch with so many local steps per client, and what it should be like.
 
         With a trace and a time `at` (seconds), when the round begins, the policy knows what holds then, and the
         expected round is one under the trace.
@@ -128,9 +131,8 @@ class Planner:
         A client without a local step takes no part: it has no share, and keeps the cut that it had.
         """
         active = [k for k, count in enumerate(steps) if count]
-        model, policy = self._model(steps, active), self.policy
-        if isinstance(policy, Fixed):
-            policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
+        model, policy = self._model(steps, active), for_round(self.policy, epoch, number)
+        policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(own.cuts[k] for k in active), shares=()))
         clients, trace = model.clients, None if at is None else self._trace
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
@@ -152,6 +154,7 @@ class Planner:
             predicted=spread(some.predicted, 0.0),
             server_shares=spread(some.server_shares, 0.0) if some.server_shares else (),
             micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
+            channel_rates=spread(some.channel_rates, 0.0) if some.channel_rates else (),
             left_out=tuple(active[k] for k in some.left_out),
         )
         ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})

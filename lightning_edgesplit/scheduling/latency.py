@@ -228,10 +228,11 @@ class LatencyModel:
         fitting = [cut for cut in cuts if limit is None or self.memory(client, cut) <= limit]
         if not fitting:
             least = min(cuts, key=lambda cut: self.memory(client, cut))
+            lacking = self.memory(client, least) - (limit or 0.0)
             raise InfeasibleError(
                 f"memory={limit:g} bytes of client {self.clients[client].name!r} fits no cut: the least is"
-                f" {self.memory(client, least):.0f} bytes at {self.names[least]!r}. Raise `memory`, or use a smaller"
-                " batch or model."
+                f" {self.memory(client, least):.0f} bytes at {self.names[least]!r}, {lacking:.0f} more. Raise"
+                " `memory`, or use a smaller batch or model."
             )
         return fitting
 
