@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch.optim import Optimizer
+from yaml import YAMLError
 
 from lightning_edgesplit.launcher import CLIENT, SERVER
 from lightning_edgesplit.monitoring import cuts_rows, cuts_table, print_plan, refused_table, save_cuts
@@ -24,7 +26,9 @@ from lightning_edgesplit.scheduling import (
     Costs,
     InfeasibleError,
     LatencyModel,
+    Plan,
     ServerProfile,
+    for_round,
     load_clients,
     make_policy,
     simulate,
@@ -41,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="plan a round from costs and client profiles, beside the other policies")
     plan.add_argument("clients", help="YAML file with `clients:` and `server:`")
     plan.add_argument("costs", help="JSON file that `EdgeSplitStrategy.save_costs` or `Costs.save` wrote")
-    plan.add_argument("--policy", default="edgesplit", help=f"one of {', '.join(POLICIES)} (default: %(default)s)")
+    plan.add_argument(
+        "--policy",
+        default="edgesplit",
+        help=f"one of {', '.join(POLICIES)}, with +pipar behind it for micro-batches in flight; my_package.MyPolicy;"
+        " or a mapping with parameters, '{policy: epsl, phi: 0.5}' (default: %(default)s)",
+    )
+    plan.add_argument("--round", type=int, default=0, help="which round, for policies that draw (default: %(default)s)")
     plan.add_argument("--batch", type=int, help="samples per local step; default: what the costs say")
     plan.add_argument("--steps", type=int, help="local steps per round; default: what the costs say")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -132,13 +142,19 @@ def _plan(options: argparse.Namespace) -> int:
         steps=_for_each(options.steps, costs.steps, count, "steps"),
     )
     model = LatencyModel(costs, profiles, server)
-    plan = make_policy(options.policy).plan(costs, profiles, server)
+    sys.path.insert(0, str(Path.cwd()))  # as `python script.py` in this folder would have it
+    wanted = _policy(options.policy)
+
+    def planned(policy: Any) -> Plan:
+        return for_round(make_policy(policy), 0, options.round).plan(costs, profiles, server)
+
+    plan = planned(wanted)
     plan = replace(plan, predicted=simulate(model, plan).ends)
     others = {}
     for name in POLICIES:
         if name != plan.policy:
             try:
-                others[name] = simulate(model, make_policy(name).plan(costs, profiles, server)).round_time
+                others[name] = simulate(model, planned(name)).round_time
             except InfeasibleError:
                 continue  # not for these clients
     if options.json:
@@ -147,6 +163,16 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         print_plan(plan, [profile.name for profile in profiles], others)
     return 0
+
+
+def _policy(text: str) -> Any:
+    """A name as it is, ``{policy: …, …}`` as the mapping that it writes."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"--policy={text!r} is no mapping: write it as '{{policy: epsl, phi: 0.5}}'.") from error
 
 
 def _for_each(given: int | None, own: tuple[int, ...], count: int, option: str) -> tuple[int, ...]:

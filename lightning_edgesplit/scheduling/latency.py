@@ -92,6 +92,35 @@ class Work:
     latency: float
     step_latency: float
 
+    @property
+    def alone(self) -> float:
+        """Seconds of a local step of a client that has links and server for itself."""
+        return self.until_server + self.server + self.bytes_down / self.limit_down + self.backward + self.step_latency
+
+    @property
+    def until_server(self) -> float:
+        """Seconds of it until the server begins."""
+        return self.forward + self.bytes_up / self.limit_up + self.step_latency
+
+    @property
+    def upload_alone(self) -> float:
+        """Seconds in which the client-side model goes up, alone."""
+        return self.upload / self.limit_up + self.latency
+
+    @property
+    def download_alone(self) -> float:
+        """Seconds in which the client-side model comes down, alone."""
+        return self.download / self.limit_down + self.latency
+
+    def tail(self, steps: int, done: float = 0.0) -> float:
+        """Seconds to the end of the round of a client that had everything for itself: how urgent it is.
+
+        Args:
+            steps: Local steps that it has ahead, the present one included.
+            done: Seconds of the present one that are over.
+        """
+        return steps * self.alone - done + self.upload_alone
+
 
 _INT8_FLOP = 4
 """FLOP per value to find the range, scale and round it, or to take it back."""
@@ -265,10 +294,11 @@ class LatencyModel:
         fitting = [cut for cut in cuts if limit is None or self.memory(client, cut) <= limit]
         if not fitting:
             least = min(cuts, key=lambda cut: self.memory(client, cut))
+            lacking = self.memory(client, least) - (limit or 0.0)
             raise InfeasibleError(
                 f"memory={limit:g} bytes of client {self.clients[client].name!r} fits no cut: the least is"
-                f" {self.memory(client, least):.0f} bytes at {self.names[least]!r}. Raise `memory`, or use a smaller"
-                " batch or model."
+                f" {self.memory(client, least):.0f} bytes at {self.names[least]!r}, {lacking:.0f} more. Raise"
+                " `memory`, or use a smaller batch or model."
             )
         return fitting
 

@@ -247,6 +247,8 @@ class _Round:
             share = self.plan.shares[client]
             capacity = self._capacities[way]
             own = min(own, share * capacity if capacity < INFINITE else INFINITE)
+        if way == 0 and self.plan.channel_rates:
+            own = min(own, bytes_per_second(self.plan.channel_rates[client]))
         return own if available else 0.0
 
     def _follow(self, client: int, now: float) -> None:
