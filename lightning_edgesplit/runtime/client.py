@@ -19,7 +19,7 @@ from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
-from lightning_edgesplit.runtime.partition import extent
+from lightning_edgesplit.runtime.partition import extent, generators_of
 from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
@@ -80,7 +80,7 @@ class Client:
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._taken = self._samples = 0
         self._epoch_began: Tensor | None = None
-        self._loader_began: Tensor | None = None
+        self._loader_began: list[Tensor] = []
         self._asking = "uplink"
         self._logged: list[list[Any]] = []
         self._outputs: Sequence[Sequence[Any]] = []
@@ -156,38 +156,34 @@ class Client:
         """Where this client is in its data and its random streams."""
         numbers, tensors = generators.read()
         began = [] if self._epoch_began is None else [self._epoch_began]
-        own = getattr(self.loader, "generator", None)
-        loader = [] if own is None else [own.get_state()]
-        loader_began = [] if own is None or self._loader_began is None else [self._loader_began]
+        loader = [own.get_state() for own in generators_of(self.loader)]
         about = {
-            "taken": self._taken, "random": numbers, "began": bool(began), "loader": bool(loader),
-            "loader_began": bool(loader_began),
+            "taken": self._taken, "random": numbers, "began": bool(began), "loader": len(loader),
+            "loader_began": len(self._loader_began),
         }  # fmt: skip
-        return about, [*tensors, *began, *loader, *loader_began]
+        return about, [*tensors, *began, *loader, *self._loader_began]
 
     def _restore(self, order: Frame) -> None:
         """Goes back to a position: the same order of the data, without what was taken, and the same streams."""
         about, tensors = order.about, list(order.tensors)
         numbers, rest = tensors[: generators.COUNT], iter(tensors[generators.COUNT :])
         began = next(rest) if about["began"] else None
-        loader = next(rest) if about["loader"] else None
-        loader_began = next(rest) if about["loader_began"] else None
-        own = getattr(self.loader, "generator", None)
+        loader = [next(rest) for _ in range(about["loader"])]
+        loader_began = [next(rest) for _ in range(about["loader_began"])]
         if about["taken"]:
             if began is not None:
                 torch.set_rng_state(began)
-            if own is not None and loader_began is not None:
-                own.set_state(loader_began)
+            for own, state in zip(generators_of(self.loader), loader_began, strict=False):
+                own.set_state(state)
             self._begin_epoch(skip=about["taken"])
-        if own is not None and loader is not None:
-            own.set_state(loader)
+        for own, state in zip(generators_of(self.loader), loader, strict=False):
+            own.set_state(state)
         generators.write(about["random"], numbers)
 
     def _begin_epoch(self, skip: int = 0) -> None:
         """Begins a pass over the data, behind so many batches."""
-        own = getattr(self.loader, "generator", None)
         self._epoch_began = torch.get_rng_state()
-        self._loader_began = None if own is None else own.get_state()
+        self._loader_began = [own.get_state() for own in generators_of(self.loader)]
         batches = iter(self.loader)
         self._leave_out(batches, skip)
         self._batches, self._taken = enumerate(batches, skip), skip
