@@ -60,7 +60,9 @@ def test_with_a_deadline_as_many_take_part_as_can_keep_it(seed):
             plan = ASFL(least=0.0, deadline=deadline).plan(*problem)
             assert 3 - len(plan.left_out) == taking
             assert plan.round_time == pytest.approx(least[taking - 1], rel=1e-4)
-    assert len(ASFL(least=0.5, deadline=0.0).plan(*problem).left_out) == 1, "half of three is two, whatever the deadline"
+    assert len(ASFL(least=0.5, deadline=0.0).plan(*problem).left_out) == 1, (
+        "half of three is two, whatever the deadline"
+    )
 
 
 def test_with_all_of_them_it_is_the_exact_optimum():

@@ -28,7 +28,9 @@ def test_of_other_models_the_cuts_of_that_relative_depth(cuts, numbers):
 
 def test_where_none_of_the_interval_fits_the_nearest_is_taken():
     costs, clients, server = instance(2, clients=1, count=10)
-    cuts = tuple(replace(cut, memory_fixed=1.0 if i in (0, 8) else 1e9, memory_per_sample=0) for i, cut in enumerate(costs.cuts))
+    cuts = tuple(
+        replace(cut, memory_fixed=1.0 if i in (0, 8) else 1e9, memory_per_sample=0) for i, cut in enumerate(costs.cuts)
+    )
     problem = replace(costs, cuts=cuts), [replace(clients[0], memory=10.0)], server
     assert drawn(problem, first=2, last=4) == {"layer0"}
     assert drawn(problem, first=5, last=8) == {"layer8"}
@@ -39,9 +41,7 @@ def test_an_interval_the_wrong_way_round_is_refused():
         ASFLCode(first=4, last=2)
 
 
-@pytest.mark.parametrize(
-    ("mbit", "layer"), [(None, 2), (16, 2), (15, 4), (11, 4), (10, 6), (6, 6), (5, 8), (1, 8)]
-)
+@pytest.mark.parametrize(("mbit", "layer"), [(None, 2), (16, 2), (15, 4), (11, 4), (10, 6), (6, 6), (5, 8), (1, 8)])
 def test_the_slower_the_link_the_deeper_the_cut(mbit, layer):
     costs, _, _ = instance(2, clients=1, count=10)
     client = ClientProfile("a", flops=1e9, uplink=mbit and mbit * 1e6)

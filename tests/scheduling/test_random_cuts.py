@@ -29,7 +29,10 @@ def test_what_a_client_draws_does_not_depend_on_who_else_takes_part():
 def test_every_cut_that_fits_is_as_likely_and_no_other_is_drawn():
     costs, clients, server = instance(1, clients=1, count=5)
     sizes = [0.0, 1e9, 0.0, 0.0, 0.0]  # the second fits nobody
-    costs = replace(costs, cuts=tuple(replace(c, memory_fixed=s, memory_per_sample=0) for c, s in zip(costs.cuts, sizes)))
+    costs = replace(
+        costs,
+        cuts=tuple(replace(c, memory_fixed=s, memory_per_sample=0) for c, s in zip(costs.cuts, sizes, strict=True)),
+    )
     clients = [replace(clients[0], memory=1e6)]
     policy = RandomCuts(seed=5)
     counts = Counter(policy.in_round(0, number).plan(costs, clients, server).cuts[0] for number in range(2000))
