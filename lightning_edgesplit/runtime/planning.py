@@ -239,7 +239,7 @@ class Planner:
 
     def arbitration(self, plan: Plan, steps: Sequence[int]) -> Arbitration | None:
         """How the links of a round are shared, if the server has to decide who uses them when."""
-        if not self.emulate or plan.disciplines == ("static", "static"):
+        if not self.emulate or (plan.disciplines == ("static", "static") and plan.order != "longest_first"):
             return None
         active = [k for k, count in enumerate(steps) if count]
         model, works = self._model(steps, active, corrected=False), list[Work | None]([None] * len(steps))
