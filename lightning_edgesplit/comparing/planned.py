@@ -1,0 +1,118 @@
+"""The first round of every system in every scenario, before any training: what cannot be is known at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.optim import Optimizer
+
+from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
+from lightning_edgesplit.comparing.making import made, training_loader
+from lightning_edgesplit.runtime.partition import ClientLoaders
+from lightning_edgesplit.runtime.planning import costs_of
+from lightning_edgesplit.scheduling import Costs, Fixed, InfeasibleError, LatencyModel, Plan, make_policy, simulate
+from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.splitting import Cuts, default_folder, find_cuts
+from lightning_edgesplit.splitting.batch import batch_size
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A system's first round in a scenario.
+
+    Attributes:
+        scenario: The scenario.
+        system: The system.
+        plan: What it decided.
+        costs: What it decided on.
+        expected: The round, simulated.
+    """
+
+    scenario: Scenario
+    system: System
+    plan: Plan
+    costs: Costs
+    expected: SimulatedRound
+
+
+def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
+    """Plans the first round of every pair, scenario by scenario.
+
+    Args:
+        comparison: The comparison.
+        seed: Divides the data.
+
+    Raises:
+        ValueError: With scenario and system, if a policy cannot plan: for memory, the message says which client lacks
+            how much.
+    """
+    cuts: dict[str, Cuts] = {}
+    planned = []
+    for scenario in comparison.scenarios:
+        loaders = _loaders(scenario, seed)
+        for system in comparison.systems:
+            options = {**comparison.strategy, **system.options}
+            key = repr((scenario.model, scenario.data, options.get("private"), options.get("second_cut")))
+            if key not in cuts:
+                cuts[key] = _cuts(scenario.model, loaders.sample(), comparison.trainer, options)
+            try:
+                planned.append(_plan(scenario, system, cuts[key], loaders))
+            except InfeasibleError as error:
+                raise ValueError(
+                    f"scenario {scenario.name!r}, system {system.label!r}: {error} Nothing was trained."
+                ) from error
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"scenario {scenario.name!r}, system {system.label!r}: {error}") from error
+    return planned
+
+
+def _loaders(scenario: Scenario, seed: int) -> ClientLoaders:
+    try:
+        loader = training_loader(made(scenario.data.class_path, scenario.data.init_args, "data"))
+        return ClientLoaders(lambda: loader, scenario.partition, len(scenario.profiles), seed)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"scenario {scenario.name!r}: {error}") from error
+
+
+def _cuts(model: Made, batch: Any, trainer: dict[str, Any], options: dict[str, Any]) -> Cuts:
+    module = made(model.class_path, model.init_args, "model")
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    module.trainer = pl.Trainer(**{**trainer, **silent, "enable_model_summary": False, "accelerator": "cpu"})
+    module.configure_model()
+    private, second_cut = options.get("private"), options.get("second_cut")
+    private = [private] if isinstance(private, str) else private
+    optimizer = _optimizer(module.configure_optimizers())
+    return find_cuts(
+        module.train(), batch, optimizer, private=private, second_cut=second_cut, cache=default_folder()
+    )  # fmt: skip
+
+
+def _optimizer(configured: Any) -> Optimizer | None:
+    """The first optimizer of what `configure_optimizers` returns; only its state's size counts here."""
+    if isinstance(configured, dict):
+        configured = configured.get("optimizer")
+    while isinstance(configured, Sequence) and configured:
+        configured = configured[0]
+    return configured if isinstance(configured, Optimizer) else None
+
+
+def _plan(scenario: Scenario, system: System, cuts: Cuts, loaders: ClientLoaders) -> Planned:
+    count = len(scenario.profiles)
+    batches = [len(loaders.of(k)) for k in range(count)]
+    steps = [min(own, scenario.round_steps or own) for own in batches]
+    costs = costs_of(cuts, [batch_size(loaders.sample())] * count, steps)
+    if system.policy is None:
+        given = system.options["cuts"]
+        names = [given] * count if isinstance(given, str) else list(given)
+        if len(names) != count:
+            raise ValueError(f"cuts={given!r} names {len(names)} cuts for {count} clients: give one, or one for each.")
+        policy: Any = Fixed(tuple(cuts.find(name).name for name in names))
+    else:
+        policy = make_policy(system.policy)
+    plan = policy.plan(costs, scenario.profiles, scenario.server)
+    plan = replace(plan, server_model=system.options.get("server_model", plan.server_model))
+    expected = simulate(LatencyModel(costs, scenario.profiles, scenario.server), plan)
+    return Planned(scenario, system, replace(plan, predicted=expected.ends), costs, expected)

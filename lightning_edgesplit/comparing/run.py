@@ -1,0 +1,214 @@
+"""One run, in a process of its own: reads its order from standard input, trains, and writes its record.
+
+Standard output is for the parent alone: a line of JSON for every epoch, and one with the error if there is one.
+What module and Trainer print goes to standard error, which the parent keeps as a log. The parent holds the other end of
+standard input: when that closes, the parent is gone, and so are we.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_edgesplit.comparing.files import FULL, write
+from lightning_edgesplit.comparing.making import made
+from lightning_edgesplit.comparing.orders import FORMAT, Order
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport
+from lightning_edgesplit.scheduling import load_clients, make_policy
+from lightning_edgesplit.strategy import EdgeSplitStrategy
+
+
+def main() -> int:
+    """Runs the order; 0 if its record is written."""
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anybody prints goes to the log
+    order_line, path, board = sys.stdin.readline(), sys.stdin.readline().strip(), sys.stdin.readline().strip()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(**what: Any) -> None:
+        print(json.dumps(what), file=told, flush=True)
+
+    try:
+        order = Order.from_json(order_line)
+        write(Path(path), record_text(train(order, Path(board) if board else None, tell)))
+    except Exception as error:
+        traceback.print_exc()
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        tell(error=f"{type(error).__name__}: {error}", kind=FULL if full else "failed")
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns when the pipe is closed
+    os.killpg(0, signal.SIGKILL)  # the parent put us into a group of our own; our clients end with us
+
+
+def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[str, Any]:
+    """Trains, and returns the record: rounds, and the metrics after every validation.
+
+    Args:
+        order: What to train.
+        board: Folder for TensorBoard; None: nothing is logged there.
+        tell: Takes ``epoch`` and ``epochs`` after every epoch.
+
+    Raises:
+        ValueError: If the metric was never logged.
+    """
+    torch.set_num_threads(order.threads)
+    pl.seed_everything(order.seed, workers=True, verbose=False)
+    profiles, server = load_clients(order.world)
+    chosen = {} if order.policy is None else {"policy": make_policy(order.policy)}
+    strategy = EdgeSplitStrategy(
+        clients=profiles, server=server, partition=order.partition, round_steps=order.round_steps,
+        participation=order.participation, clock="virtual", trace=order.trace, **chosen, **order.options,
+    )  # fmt: skip
+    logger: Any = False
+    if board is not None:
+        logger = TensorBoardLogger(str(board), name="", version="", default_hp_metric=False)
+    recorder = Recorder(order.metric, strategy, tell)
+    ours = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, **ours, **order.trainer},
+        strategy=strategy, accelerator="cpu", devices=1, logger=logger, callbacks=[recorder],
+    )  # fmt: skip
+    data = made(order.data.class_path, order.data.init_args, "data")
+    module = made(order.model.class_path, order.model.init_args, "model")
+    if isinstance(data, pl.LightningDataModule):
+        trainer.fit(module, datamodule=data)
+    else:
+        trainer.fit(module, data)
+    if not recorder.curve:
+        raise ValueError(
+            f"{order.metric!r} was never logged, since nothing was validated: give the data a val_dataloader."
+        )
+    record = {
+        "format": FORMAT,
+        "fingerprint": order.fingerprint,
+        "scenario": order.scenario,
+        "system": order.system,
+        "seed": order.seed,
+        "clients": [
+            {"name": p.name, "power_busy": p.power_busy, "power_idle": p.power_idle} for p in strategy.profiles
+        ],
+        "cuts": [] if strategy.cuts is None else [cut.name for cut in strategy.cuts],
+        "rounds": [round_of(report) for report in strategy.rounds],
+        "spans": spans_of(strategy.rounds[-1]),
+        "curve": recorder.curve,
+    }
+    if logger:
+        last, metric = recorder.curve[-1], order.metric.replace("/", "_")
+        parameters = {
+            "scenario": order.scenario, "system": order.system, "seed": order.seed, "clients": len(profiles),
+            "partition": str(order.partition), "round_steps": str(order.round_steps),
+        }  # fmt: skip
+        finals = {
+            f"final/{metric}": last["metrics"].get(order.metric) or 0.0,
+            "final/emulated_seconds": last["elapsed"],
+            "final/bytes": float(sum(one["bytes_up"] + one["bytes_down"] for one in record["rounds"])),
+        }
+        logger.log_hyperparams(parameters, finals)
+        logger.finalize("success")
+    return record
+
+
+class Recorder(pl.Callback):
+    """Notes the metrics after every validation, on the emulated clock.
+
+    Args:
+        metric: The one that must be among them.
+        strategy: Knows the clock.
+        tell: See `train`.
+    """
+
+    def __init__(self, metric: str, strategy: EdgeSplitStrategy, tell: Callable[..., None]) -> None:
+        self._metric, self._strategy, self._tell = metric, strategy, tell
+        self.curve: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A point of the curve."""
+        values = {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())}
+        if self._metric not in values:
+            raise ValueError(
+                f"target_accuracy.metric={self._metric!r} is not logged by the module's validation_step: use one of"
+                f" {', '.join(values) or '(it logs nothing)'}."
+            )
+        rounds = self._strategy.rounds
+        self.curve.append(
+            {
+                "epoch": trainer.current_epoch,
+                "rounds": len(rounds),
+                "elapsed": rounds[-1].elapsed if rounds else 0.0,
+                "metrics": values,
+            }
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """How far it is."""
+        self._tell(epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs or 0)
+
+
+def _number(value: Any) -> float | None:
+    """A metric as JSON knows it; None for NaN and infinity, which no target is reached by."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def round_of(report: RoundReport) -> dict[str, Any]:
+    """A round as plain numbers; wall-clock times are left out, so that the same run gives the same bytes."""
+    return {
+        "index": report.index,
+        "epoch": report.epoch,
+        "seconds": report.seconds,
+        "elapsed": report.elapsed,
+        "predicted": report.predicted,
+        "server_seconds": report.server_seconds,
+        "aggregation_seconds": report.aggregation_seconds,
+        "bytes_up": sum(client.bytes_up for client in report.clients),
+        "bytes_down": sum(client.bytes_down for client in report.clients),
+        "clients": [_client(client) for client in report.clients],
+    }
+
+
+def _client(client: ClientReport) -> dict[str, Any]:
+    return {
+        "client": client.client,
+        "name": client.name,
+        "cut": client.cut,
+        "share": client.share,
+        "steps": client.steps,
+        "samples": client.samples,
+        "seconds": client.seconds,
+        "idle": client.idle,
+        "bytes_up": client.bytes_up,
+        "bytes_down": client.bytes_down,
+        "round_time": client.round_time,
+        "predicted": client.predicted,
+    }
+
+
+def spans_of(report: RoundReport) -> list[Sequence[Any]]:
+    """The timeline of a round: client, on the server, phase, start and end in seconds."""
+    return [(s.client, s.on_server, s.phase, s.start, s.end) for s in report.spans]
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """The record as it stands in its file."""
+    return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
