@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
+from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
 
 Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig | Mapping[str, Any]
@@ -120,12 +121,42 @@ def check(
         raise ValueError(f"participation={participation!r} must be a fraction, > 0 and at most 1.")
     if optimizer_state not in ("keep", "average", "reset"):
         raise ValueError(f'optimizer_state={optimizer_state!r} is unknown: use "keep", "average" or "reset".')
-    if clock not in ("off", "wall"):
-        raise ValueError(f'clock={clock!r} is not supported: use "off" or "wall".')
+    if clock not in ("off", "wall", "virtual"):
+        raise ValueError(f'clock={clock!r} is unknown: use "off", "wall" or "virtual".')
     if processes not in (None, count):
         raise ValueError(f"processes={processes!r} is not supported: use None, a process for each client.")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
+
+
+def trace(
+    given: str | PathLike[str] | Trace | None, clock: str, clients: Sequence[ClientProfile], server: ServerProfile
+) -> Trace | None:
+    """The trace, and whether the virtual clock has what it needs.
+
+    Raises:
+        ValueError: If the trace is wrong or goes with another clock, or a speed is not given: what this machine
+            measures would make emulated times differ from run to run.
+        FileNotFoundError: If there is no such file.
+    """
+    if clock == "virtual":
+        slow = [profile.name for profile in clients if profile.flops is None and profile.times is None]
+        if slow:
+            raise ValueError(
+                f"clients: {slow[0]!r} has no speed, which clock='virtual' needs: give its `flops`, a `device` of the"
+                " catalogue or `times`. Only so are emulated times the same in every run."
+            )
+        if server.flops is None:
+            raise ValueError("server: it has no `flops`, which clock='virtual' needs: give them, or a `device`.")
+    elif given is not None:
+        raise ValueError(f"trace={given!r} goes with clock='virtual', not with clock={clock!r}: change one of them.")
+    if given is None:
+        return None
+    if isinstance(given, Trace):
+        if set(given.clients) < {profile.name for profile in clients}:
+            raise ValueError(f"trace is of the clients {given.clients}: it must know all of `clients`.")
+        return given
+    return Trace.load(given, [profile.name for profile in clients])
 
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")

@@ -27,20 +27,22 @@ from lightning_edgesplit.arrivals import Arrivals, Preparation
 from lightning_edgesplit.clients import ClientProcess
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
-from lightning_edgesplit.runtime.accounting import report_of
+from lightning_edgesplit.runtime.accounting import emulated, report_of
 from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.resume import Resume
-from lightning_edgesplit.runtime.rounds import Rounds, limited
+from lightning_edgesplit.runtime.rounds import Round, Rounds, limited
 from lightning_edgesplit.runtime.second_cut import clients_loss
 from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.runtime.timetable import Timetable
 from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
 from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cuts
 from lightning_edgesplit.splitting.batch import batch_size
 from lightning_edgesplit.splitting.tree import flatten
@@ -72,7 +74,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         participation: Fraction of the clients that take part in a round, at least one; drawn by the seed.
         optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
-        clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say.
+        clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say;
+            ``"virtual"``: training runs as fast as it can, and the times in `rounds` are computed from the profiles by
+            a simulation of every round, the same to the last digit in every run.
+        trace: How links, speed and availability of clients change in virtual time: a CSV file
+            (`lightning_edgesplit.scheduling.trace.Trace.load`) or a `Trace`; None: they do not.
         launcher: How clients are started: ``"fork"``, ``"script"``, ``"external"``, or ``"auto"``.
         processes: How many processes carry the clients; None: one each.
         timeout: Seconds without a sign of life before a client counts as lost.
@@ -102,6 +108,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         participation: float = 1.0,
         optimizer_state: str = "keep",
         clock: str = "off",
+        trace: str | PathLike[str] | Trace | None = None,
         launcher: str = "auto",
         processes: int | None = None,
         timeout: float = 60.0,
@@ -114,6 +121,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
         )
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
+        self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
@@ -132,6 +140,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._now: tuple[int, Frame, Any] | None = None
         self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
+        self._timetable: Timetable | None = None
         self._source: Any = None
         self._agenda = Rounds([])
         self._resume = Resume()
@@ -222,9 +231,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            learning=not torch.are_deterministic_algorithms_enabled(),
+            learning=not torch.are_deterministic_algorithms_enabled() and self.clock != "virtual",
+            trace=self._trace,
         )  # fmt: skip
-        self._plan_round([self.round_steps or 1] * clients)
+        self._planner.plan([self.round_steps or 1] * clients)  # refuses what cannot be before any process starts
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
@@ -261,8 +271,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         for greeting, count in zip(self._server.greetings, batches, strict=True):
             greeting["batches"] = count
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
-        self._agenda, self.rounds = Rounds(batches, self.round_steps, self.participation, seed), []
-        self._plan_round(next(self._agenda.of(self._trainer.current_epoch)).steps)
+        self._timetable = Timetable(self._planner, self._trace, self._resume.elapsed)
+        self._agenda = Rounds(batches, self.round_steps, self.participation, seed, self._timetable.choose)
+        self.rounds = []
+        self._plan_round(next(self._agenda.of(self._trainer.current_epoch)))
         self._announce()
 
     def _paced(self) -> bool:
@@ -290,10 +302,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
-    def _plan_round(self, steps: list[int]) -> None:
+    def _plan_round(self, round_: Round) -> None:
+        """Takes a round's plan from the timetable."""
         assert self._planner is not None
-        self.plan, expected = self._planner.plan(steps)
-        self._expected = steps, expected
+        assert self._timetable is not None
+        ahead = self._timetable.entry(self._trainer.current_epoch, round_.number)
+        self.plan, self._expected = ahead.plan, (round_.steps, ahead.expected)
         self._beside_clients = self._planner.server_threads(self.plan, self._threads)
 
     def _begin_epoch(self) -> Iterator[Any]:
@@ -309,12 +323,13 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _epoch(self) -> Iterator[Any]:
         """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
         server, whole, planner, cutting = self._server, self._whole, self._planner, self._cutting
-        trainer = self._trainer
+        trainer, timetable = self._trainer, self._timetable
         assert server is not None
         assert whole is not None
         assert planner is not None
         assert cutting is not None
-        self._resume.go_on(trainer.current_epoch, [p.name for p in self.profiles], self._agenda, whole, planner)
+        assert timetable is not None
+        self._resume.go_on(trainer.current_epoch, self._agenda, whole, planner, timetable)
         if self._agenda.differ and trainer.fit_loop._combined_loader is not None:
             trainer.fit_loop._combined_loader.limits = None  # it asks again
         for round_ in self._agenda.go_through(trainer.current_epoch):
@@ -322,7 +337,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 self.cuts = cutting.find_anew(self._agenda.ended)
                 planner.take(self.cuts)
                 server.forget_cuts()
-            self._plan_round(round_.steps)
+                timetable.renew()
+            self._plan_round(round_)
             assert self.plan is not None
             server.start_round(
                 planner.orders(self.plan, round_.steps),
@@ -442,14 +458,19 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._planner is not None
         assert self.plan is not None
         assert self._expected is not None
+        assert self._timetable is not None
         trainer = self._trainer
         torch.set_num_threads(self._threads)
         uploads = self._whole.aggregate()
         steps, expected = self._expected
         report = report_of(
             self._server, uploads, self.plan, expected.ends,
-            ended=time.monotonic(), index=self._agenda.ended, epoch=trainer.current_epoch,
+            ended=time.monotonic(), index=self._agenda.ended, epoch=trainer.current_epoch, before=self._timetable.now,
         )  # fmt: skip
+        if self.clock == "virtual":
+            begins = self._timetable.entry(trainer.current_epoch, self._agenda.current.number).begins
+            report = emulated(report, expected, begins)
+        self._timetable.now = report.elapsed
         self._agenda.ended += 1
         self.rounds.append(report)
         if len(self.rounds) > SPANS_KEPT:
@@ -475,7 +496,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _note(self) -> dict[str, Any]:
         assert self._whole is not None
         assert self._planner is not None
-        return self._resume.note(self._trainer.current_epoch, self._agenda, self._whole, self._planner)
+        assert self._timetable is not None
+        trainer = self._trainer
+        return self._resume.note(trainer.current_epoch, self._agenda, self._whole, self._planner, self._timetable)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

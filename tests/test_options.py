@@ -28,7 +28,7 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
         ({"participation": 0.0}, "participation=0.0 must be a fraction"),
         ({"participation": 1.5}, "participation=1.5 must be a fraction"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop' is unknown"),
-        ({"clock": "virtual"}, "clock='virtual' is not supported"),
+        ({"clock": "real"}, "clock='real' is unknown"),
         ({"processes": 3, "clients": 2}, "processes=3 is not supported"),
         ({"launcher": "mpi"}, "launcher='mpi' is unknown"),
     ],

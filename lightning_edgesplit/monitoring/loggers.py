@@ -49,6 +49,8 @@ def round_metrics(report: RoundReport, depths: Mapping[str, int] | None = None) 
     metrics: dict[str, float] = {
         "round/index": report.index,
         "round/seconds": report.seconds,
+        "round/elapsed": report.elapsed,
+        "round/wall": report.wall,
         "round/predicted": report.predicted,
         "round/server_seconds": report.server_seconds,
         "round/aggregation_seconds": report.aggregation_seconds,

@@ -19,6 +19,7 @@ from lightning_edgesplit.runtime.report import PHASES, RoundReport
 COLOURS = {
     "download": "#E6BFD5",
     "forward": "#0072B2",
+    "grant": "#E8E8E8",
     "uplink": "#D55E00",
     "wait": "#BBBBBB",
     "server": "#009E73",
@@ -34,6 +35,7 @@ are the link, green is the server, pinks move the model, greys are nobody's work
 LABELS = {
     "download": "download (model)",
     "forward": "forward (client)",
+    "grant": "grant (link is taken)",
     "uplink": "uplink (smashed data)",
     "wait": "wait (server's queue)",
     "server": "server",
@@ -44,7 +46,7 @@ LABELS = {
 }
 """What the legend calls a phase, where the phase alone does not say it."""
 
-PASSIVE = ("wait", "server", "aggregation")
+PASSIVE = ("grant", "wait", "server", "aggregation")
 """Phases in which the client itself rests: thin bars in its row."""
 
 STYLE: Any = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
 from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END
 
 
@@ -20,8 +22,9 @@ def report_of(
     ended: float,
     index: int,
     epoch: int,
+    before: float = 0.0,
 ) -> RoundReport:
-    """The report of the round that the server has just aggregated.
+    """The report of the round that the server has just aggregated, as it was measured.
 
     Args:
         server: The server.
@@ -31,6 +34,7 @@ def report_of(
         ended: When the aggregation was done, monotonic clock, seconds.
         index: Number of the round.
         epoch: The Trainer's epoch.
+        before: Seconds of all rounds before.
     """
     began = server.began
     last = max(letter.arrived for letter in uploads)
@@ -76,6 +80,40 @@ def report_of(
             visit.done - visit.begun for seat in server.seats for service in seat.services for visit in service.visits
         ),
         aggregation_seconds=ended - last,
+        elapsed=before + ended - began,
+        wall=ended - began,
+        spans=tuple(spans),
+    )
+
+
+def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> RoundReport:
+    """The same round on the virtual clock: its times are the simulated ones, bytes and samples are what they were.
+
+    Args:
+        report: The round as it was measured.
+        simulated: The round in virtual time.
+        began: When it began on the virtual clock, seconds since the run's first round did.
+    """
+    clients = tuple(
+        replace(
+            client,
+            seconds=dict(simulated.seconds[client.client]),
+            idle=simulated.idle(client.client),
+            round_time=simulated.ends[client.client],
+            overrun=0.0,
+        )
+        for client in report.clients
+    )
+    spans = [Span(bar.client, bar.on_server, bar.phase, bar.start, bar.end) for bar in simulated.bars]
+    last = max(simulated.ends)
+    spans.append(Span(report.clients[0].client, True, "aggregation", last, simulated.round_time))
+    return replace(
+        report,
+        clients=clients,
+        seconds=simulated.round_time,
+        server_seconds=simulated.server_seconds,
+        aggregation_seconds=simulated.aggregation,
+        elapsed=began + simulated.round_time,
         spans=tuple(spans),
     )
 

@@ -24,6 +24,7 @@ from lightning_edgesplit.scheduling import (
     simulate,
 )
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cut, CutProfile, Cuts
 
 _FRAME = 48 + 2 * 80 + 250
@@ -97,6 +98,7 @@ class Planner:
         in_order: Whether the server serves the clients in a fixed order.
         emulate: Whether clients take as long as their profiles say.
         learning: Whether measured times change later plans.
+        trace: How the clients' conditions change over time; None: they do not.
     """
 
     def __init__(
@@ -109,14 +111,19 @@ class Planner:
         in_order: bool = False,
         emulate: bool = False,
         learning: bool = True,
+        trace: Trace | None = None,
     ) -> None:
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
+        self._trace = trace
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
-    def plan(self, steps: Sequence[int]) -> tuple[Plan, SimulatedRound]:
+    def plan(self, steps: Sequence[int], at: float | None = None) -> tuple[Plan, SimulatedRound]:
         """The plan of a round with so many local steps per client, and what the round is expected to be like.
+
+        With a trace and a time `at` (seconds), when the round begins, the policy knows what holds then, and the
+        expected round is one under the trace.
 
         A client without a local step takes no part: it has no share, and keeps the cut that it had.
         """
@@ -124,8 +131,11 @@ class Planner:
         model, policy = self._model(steps, active), self.policy
         if isinstance(policy, Fixed):
             policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
-        some = self._ordered(policy.plan(model.costs, model.clients, self.server, model.corrections))
-        expected = simulate(model, some)
+        clients, trace = model.clients, None if at is None else self._trace
+        if at is not None and trace is not None:
+            clients = [trace.at(profile.name, at).of(profile) for profile in clients]
+        some = self._ordered(policy.plan(model.costs, clients, self.server, model.corrections))
+        expected = simulate(model, some, trace, at or 0.0)
         places = {k: at for at, k in enumerate(active)}
 
         def spread(values: Sequence[Any], absent: Any) -> tuple[Any, ...]:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-PHASES = ("download", "forward", "uplink", "wait", "server", "downlink", "head", "backward", "upload", "aggregation")
+PHASES = (
+    "download",
+    "forward",
+    "grant",
+    "uplink",
+    "wait",
+    "server",
+    "downlink",
+    "head",
+    "backward",
+    "upload",
+    "aggregation",
+)
 """Phases of a client's round, in their order: the download of its client-side model, then in each local step forward,
-uplink, wait (in the server's queue), server (until the gradient leaves), downlink and backward, then the upload of its
-client-side model and the wait for the aggregation. Where a client runs the last layers too, "head" is these and the
-loss, forward and backward, between two ways to the server and back."""
+grant (waiting for a link that is scheduled instead of divided), uplink, wait (in the server's queue), server (until the
+gradient leaves), downlink and backward, then the upload of its client-side model and the wait for the aggregation.
+Where a client runs the last layers too, "head" is these and the loss, forward and backward, between two ways to the
+server and back."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,8 @@ class RoundReport:
         policy: Name of the policy that planned it.
         clients: One report per client that took part.
         seconds: Seconds from the start of the round to the end of the aggregation.
+        elapsed: Seconds of all rounds until this one's end, those before a checkpoint included.
+        wall: Seconds that the round really took; on the virtual clock the others are emulated.
         predicted: The same, predicted when the round was planned.
         server_seconds: Seconds in which the server computed (steps, not aggregation).
         aggregation_seconds: Seconds of the aggregation.
@@ -93,6 +108,8 @@ class RoundReport:
     predicted: float
     server_seconds: float
     aggregation_seconds: float
+    elapsed: float = 0.0
+    wall: float = 0.0
     spans: tuple[Span, ...] = field(default=(), repr=False)
 
     @property

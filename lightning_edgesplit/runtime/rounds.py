@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,8 @@ class Rounds:
         round_steps: Local steps of a round; None: all that the epoch has.
         participation: Fraction of all clients that take part in a round, at least one.
         seed: With epoch and round it draws those that do.
+        choose: Takes epoch, number of the round and steps, and returns the steps without those of clients that do not
+            take part after all; it is asked in the order of the rounds.
 
     Attributes:
         current: The round that began last; one without clients before the first.
@@ -65,18 +67,24 @@ class Rounds:
     """
 
     def __init__(
-        self, batches: Sequence[int], round_steps: int | None = None, participation: float = 1.0, seed: int | str = 0
+        self,
+        batches: Sequence[int],
+        round_steps: int | None = None,
+        participation: float = 1.0,
+        seed: int | str = 0,
+        choose: Callable[[int, int, list[int]], list[int]] = lambda epoch, number, steps: steps,
     ) -> None:
         self.batches, self._round_steps = list(batches), round_steps
-        self._participation, self._seed = participation, seed
+        self._participation, self._seed, self._choose = participation, seed, choose
+        self._changing = False
         self.current = Round([], 0, [])
         self.ended = 0
         self._resumed: tuple[int, int, list[int]] | None = None  # epoch, number and left of one that was under way
 
     @property
     def differ(self) -> bool:
-        """Whether epochs may differ in length, since clients are drawn anew for each round."""
-        return self._participation < 1
+        """Whether epochs may differ in length, since it changes from round to round which clients take part."""
+        return self._participation < 1 or self._changing
 
     def of(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch; those that are left of it, where a checkpoint was made within it."""
@@ -88,7 +96,10 @@ class Rounds:
             left = [n - taken for n, taken in zip(left, steps, strict=True)]
             drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
             number += 1
-            yield Round([n if k in drawn else 0 for k, n in enumerate(steps)], number, left)
+            wanted = [n if k in drawn else 0 for k, n in enumerate(steps)]
+            taken = self._choose(epoch, number, wanted)
+            self._changing = self._changing or taken != wanted
+            yield Round(taken, number, left)
 
     def _drawn(self, clients: list[int], epoch: int, number: int) -> set[int]:
         """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""

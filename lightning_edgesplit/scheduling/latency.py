@@ -197,12 +197,14 @@ class LatencyModel:
         return flop / seconds if flop > 0 and seconds > 0 else float("inf")
 
     def _server_flops(self) -> float:
-        """FLOP/s of the server: the profile's, or what its measured seconds come to."""
+        """FLOP/s of the server: the profile's, or what this machine's measured seconds come to."""
         if self.server.flops is not None:
             return self.server.flops
         for cost in self.costs.cuts:
             if cost.server_seconds and cost.server:
                 return cost.server / cost.server_seconds
+            if cost.client_forward_seconds and cost.client_forward:
+                return cost.client_forward / cost.client_forward_seconds
         raise ValueError("the server has no `flops`, and this machine's speed was not measured: give its `flops`.")
 
     def round_time(self, client: int, cut: int, share: float) -> float:

@@ -1,0 +1,118 @@
+"""When each round begins on the run's clock, who takes part in it, and its plan: known before its epoch begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lightning_edgesplit.runtime.planning import Planner
+from lightning_edgesplit.scheduling import Corrections, InfeasibleError, Plan
+from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.scheduling.trace import Trace
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A round.
+
+    Attributes:
+        steps: Local steps of every client, 0 for those that take no part.
+        plan: Its plan.
+        expected: What it is expected to be like; on the virtual clock, what it is like.
+        begins: Seconds since the run's first round began.
+        corrections: What measured times had taught when it was planned.
+    """
+
+    steps: list[int]
+    plan: Plan
+    expected: SimulatedRound
+    begins: float
+    corrections: Corrections
+
+    @property
+    def ends(self) -> float:
+        """Seconds since the run's first round began."""
+        return self.begins + self.expected.round_time
+
+
+class Timetable:
+    """Plans rounds ahead, since an epoch must say how many arrivals it has before its first one.
+
+    On the virtual clock the rounds are known to the last digit, training or not: what a round is like depends on
+    plans and traces alone. On other clocks a round is planned again when it begins, if measured times have taught
+    something meanwhile; who takes part stays as it was.
+
+    Args:
+        planner: Plans a round.
+        trace: How the clients' conditions change over time; None: they do not.
+        now: When the run's next round begins.
+
+    Attributes:
+        now: When the next round begins, seconds since the run's first round began.
+    """
+
+    def __init__(self, planner: Planner, trace: Trace | None = None, now: float = 0.0) -> None:
+        self._planner, self._trace, self.now = planner, trace, now
+        self._ahead: dict[tuple[int, int], Entry] = {}
+
+    def choose(self, epoch: int, number: int, steps: list[int]) -> list[int]:
+        """The steps of a round, without those of clients that are not available or that the policy leaves out."""
+        if (epoch, number) not in self._ahead:
+            self._ahead = {key: entry for key, entry in self._ahead.items() if key[0] == epoch}
+            begins = max((entry.ends for entry in self._ahead.values()), default=self.now)
+            self._ahead[epoch, number] = self._entry(steps, begins)
+        return self._ahead[epoch, number].steps
+
+    def entry(self, epoch: int, number: int) -> Entry:
+        """A round as it begins; `choose` was asked for it before."""
+        ahead = self._ahead[epoch, number]
+        if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
+            plan, expected = self._planner.plan(ahead.steps, ahead.begins)
+            ahead = self._ahead[epoch, number] = replace(ahead, plan=plan, expected=expected)
+        return ahead
+
+    def renew(self) -> None:
+        """Plans what is ahead anew, with the same clients: the cuts are others.
+
+        Raises:
+            ValueError: If the policy now leaves out clients that it did not leave out before.
+        """
+        begins = self.now
+        for key, entry in self._ahead.items():
+            if entry.begins >= self.now:
+                renewed = self._entry(entry.steps, max(begins, entry.begins))
+                if renewed.steps != entry.steps:
+                    raise ValueError(
+                        f"policy={renewed.plan.policy!r} leaves out other clients than before, now that what is trained"
+                        " has changed within an epoch: let it change at an epoch's start."
+                    )
+                self._ahead[key], begins = renewed, renewed.ends
+
+    def forget(self) -> None:
+        """Forgets what was planned ahead: the run goes on in the middle of an epoch."""
+        self._ahead = {}
+
+    def _entry(self, steps: Sequence[int], begins: float) -> Entry:
+        taking = list(steps)
+        if self._trace is not None:
+            begins, taking = self._available(steps, begins)
+        plan, expected = self._planner.plan(taking, begins)
+        taking = [0 if k in plan.left_out else count for k, count in enumerate(taking)]
+        return Entry(taking, plan, expected, begins, self._planner.corrections)
+
+    def _available(self, steps: Sequence[int], now: float) -> tuple[float, list[int]]:
+        """Who is available at a time; where nobody is, the first moment at which somebody is."""
+        assert self._trace is not None
+        names = [profile.name for profile in self._planner.clients]
+        wanted = [k for k, count in enumerate(steps) if count]
+        while True:
+            here = {k for k in wanted if self._trace.at(names[k], now).available}
+            if here:
+                return now, [count if k in here else 0 for k, count in enumerate(steps)]
+            later = min(self._trace.next_change(names[k], now) for k in wanted)
+            if later == float("inf"):
+                raise InfeasibleError(
+                    f"by the trace none of {', '.join(names[k] for k in wanted)} is available from second {now:g} on:"
+                    " let it bring one back, or train for fewer rounds."
+                )
+            now = later
