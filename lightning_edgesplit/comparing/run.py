@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -78,8 +79,9 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
     )  # fmt: skip
     logger: Any = False
     if board is not None:
+        shutil.rmtree(board, ignore_errors=True)  # of a run with another configuration
         logger = TensorBoardLogger(str(board), name="", version="", default_hp_metric=False)
-    recorder = Recorder(order.metric, strategy, tell)
+    recorder = Recorder(order, strategy, tell)
     ours = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
         **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, **ours, **order.trainer},
@@ -95,7 +97,7 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
         raise ValueError(
             f"{order.metric!r} was never logged, since nothing was validated: give the data a val_dataloader."
         )
-    record = {
+    return {
         "format": FORMAT,
         "fingerprint": order.fingerprint,
         "scenario": order.scenario,
@@ -109,33 +111,19 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
         "spans": spans_of(strategy.rounds[-1]),
         "curve": recorder.curve,
     }
-    if logger:
-        last, metric = recorder.curve[-1], order.metric.replace("/", "_")
-        parameters = {
-            "scenario": order.scenario, "system": order.system, "seed": order.seed, "clients": len(profiles),
-            "partition": str(order.partition), "round_steps": str(order.round_steps),
-        }  # fmt: skip
-        finals = {
-            f"final/{metric}": last["metrics"].get(order.metric) or 0.0,
-            "final/emulated_seconds": last["elapsed"],
-            "final/bytes": float(sum(one["bytes_up"] + one["bytes_down"] for one in record["rounds"])),
-        }
-        logger.log_hyperparams(parameters, finals)
-        logger.finalize("success")
-    return record
 
 
 class Recorder(pl.Callback):
     """Notes the metrics after every validation, on the emulated clock.
 
     Args:
-        metric: The one that must be among them.
+        order: The run; its metric must be among them.
         strategy: Knows the clock.
         tell: See `train`.
     """
 
-    def __init__(self, metric: str, strategy: EdgeSplitStrategy, tell: Callable[..., None]) -> None:
-        self._metric, self._strategy, self._tell = metric, strategy, tell
+    def __init__(self, order: Order, strategy: EdgeSplitStrategy, tell: Callable[..., None]) -> None:
+        self._order, self._metric, self._strategy, self._tell = order, order.metric, strategy, tell
         self.curve: list[dict[str, Any]] = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,6 +147,26 @@ class Recorder(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """How far it is."""
         self._tell(epoch=trainer.current_epoch + 1, epochs=trainer.max_epochs or 0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run as a row of TensorBoard's table of hyper-parameters."""
+        logger, order, rounds = trainer.logger, self._order, self._strategy.rounds
+        if not isinstance(logger, TensorBoardLogger) or not self.curve or not rounds:
+            return
+        parameters = {
+            "scenario": order.scenario, "system": order.system, "seed": order.seed,
+            "clients": len(self._strategy.profiles), "partition": str(order.partition),
+            "round_steps": str(order.round_steps),
+        }  # fmt: skip
+        reports = [client for report in rounds for client in report.clients]
+        finals = {
+            "final/emulated_seconds": rounds[-1].elapsed,
+            "final/bytes": float(sum(client.bytes_up + client.bytes_down for client in reports)),
+        }
+        value = self.curve[-1]["metrics"][self._metric]
+        if value is not None:
+            finals[f"final/{self._metric.replace('/', '_')}"] = value
+        logger.log_hyperparams(parameters, finals)
 
 
 def _number(value: Any) -> float | None:
