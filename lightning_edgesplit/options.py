@@ -103,7 +103,6 @@ def check(
     participation: float,
     optimizer_state: str,
     clock: str,
-    processes: int | None,
     timeout: float,
     count: int,
 ) -> None:
@@ -123,8 +122,6 @@ def check(
         raise ValueError(f'optimizer_state={optimizer_state!r} is unknown: use "keep", "average" or "reset".')
     if clock not in ("off", "wall", "virtual"):
         raise ValueError(f'clock={clock!r} is unknown: use "off", "wall" or "virtual".')
-    if processes not in (None, count):
-        raise ValueError(f"processes={processes!r} is not supported: use None, a process for each client.")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
 
@@ -157,6 +154,41 @@ def trace(
             raise ValueError(f"trace is of the clients {given.clients}: it must know all of `clients`.")
         return given
     return Trace.load(given, [profile.name for profile in clients])
+
+
+def processes(
+    wanted: int | None, count: int, partition: partitions.Partition, clock: str, server_model: str, launcher: str
+) -> int | None:
+    """How many processes share the clients; None: each client has one of its own.
+
+    Raises:
+        ValueError: If there cannot be so many, or the clients cannot share them.
+    """
+    if wanted is None or wanted == count:
+        return None
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted < count:
+        raise ValueError(
+            f"processes={wanted!r} must be from 1 to the number of clients, {count}, or None for one each."
+        )
+    own = "leave `processes` at None, a process for each client"
+    refused = {
+        "clock": (clock == "wall", "clients that share a process are not slow side by side", 'use clock="virtual"'),
+        "server_model": (server_model != "per_client", "it needs all clients at once", 'use server_model="per_client"'),
+        "partition": (
+            partition is None,
+            "a process would have to call the module's train_dataloader for each client anew",
+            "name a partition, or give one loader per client in a list",
+        ),
+        "launcher": (launcher != "fork", "processes are shared by forked clients alone", 'use launcher="fork"'),
+    }
+    values = {"clock": clock, "server_model": server_model, "partition": partition, "launcher": launcher}
+    for option, (cannot, why, way_out) in refused.items():
+        if cannot:
+            raise ValueError(
+                f"{option}={values[option]!r} does not work with processes={wanted} for {count} clients, since {why}:"
+                f" {way_out}, or {own}."
+            )
+    return wanted
 
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")

@@ -28,6 +28,8 @@ from lightning_edgesplit.clients import ClientProcess
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
 from lightning_edgesplit.monitoring import log_round, print_plan, round_text, unwatch, watch
 from lightning_edgesplit.runtime.accounting import emulated, report_of
+from lightning_edgesplit.runtime.carried import CarriedModels
+from lightning_edgesplit.runtime.carrying import CarryingServer
 from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
@@ -80,7 +82,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         trace: How links, speed and availability of clients change in virtual time: a CSV file
             (`lightning_edgesplit.scheduling.trace.Trace.load`) or a `Trace`; None: they do not.
         launcher: How clients are started: ``"fork"``, ``"script"``, ``"external"``, or ``"auto"``.
-        processes: How many processes carry the clients; None: one each.
+        processes: How many processes the clients share; None: one each. A process plays one client for a whole round,
+            then the next, so that a thousand clients of which some take part in a round need no more memory than so
+            many. The weights are the same, whatever the number. Needs ``launcher="fork"``, and no ``clock="wall"``.
         timeout: Seconds without a sign of life before a client counts as lost.
 
     Attributes:
@@ -117,11 +121,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.profiles, self.server_profile = options.profiles(clients, server)
         count = len(self.profiles)
         self._policy, self._wanted = options.policy(policy, cuts, count)
-        options.check(
-            server_model, round_steps, partition, participation, optimizer_state, clock, processes, timeout, count
-        )
+        options.check(server_model, round_steps, partition, participation, optimizer_state, clock, timeout, count)
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
         self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
+        self.processes = options.processes(processes, count, partition, clock, server_model, self._launcher_name)
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
@@ -214,7 +217,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._prepare_rounds(seed)
 
     def _rendezvous(self) -> Rendezvous:
-        return Rendezvous(self._role, [profile.name for profile in self.profiles], self.timeout)
+        names = [profile.name for profile in self.profiles]
+        if self.processes is not None:
+            names = [f"process {k}" for k in range(self.processes)]
+        return Rendezvous(self._role, names, self.timeout)
 
     def _prepare_planner(self, batch: Any) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
@@ -238,15 +244,21 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
-        rendezvous = self._rendezvous()
+        rendezvous, at_once, count = self._rendezvous(), self.processes, len(self.profiles)
+
+        def main(k: int) -> None:
+            if at_once is None:
+                process.run(k, rendezvous)
+            else:
+                process.carry(k, range(k, count, at_once), self.second_cut is not None, rendezvous)
+
         try:
-            self._processes = launch(
-                self._launcher_name, len(self.profiles), lambda k: process.run(k, rendezvous), rendezvous.address
-            )
+            self._processes = launch(self._launcher_name, at_once or count, main, rendezvous.address)
             links = rendezvous.links(self._processes)
         finally:
             rendezvous.close()
-        self._server = Server(
+        server, models = (Server, WholeModels) if at_once is None else (CarryingServer, CarriedModels)
+        self._server = server(
             process.module,
             process.optimizer,
             links,
@@ -258,7 +270,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
         )
-        self._whole = WholeModels(self._server, self.optimizer_state_rule)
+        self._whole = models(self._server, self.optimizer_state_rule)
 
     def _prepare_rounds(self, seed: int) -> None:
         """Divides the clients' batches into rounds, and announces the plan of the first."""
@@ -308,7 +320,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._timetable is not None
         ahead = self._timetable.entry(self._trainer.current_epoch, round_.number)
         self.plan, self._expected = ahead.plan, (round_.steps, ahead.expected)
-        self._beside_clients = self._planner.server_threads(self.plan, self._threads)
+        at_once = min(sum(1 for count in round_.steps if count), self.processes or len(round_.steps))
+        self._beside_clients = self._planner.server_threads(self.plan, round_.steps, self._threads, at_once)
 
     def _begin_epoch(self) -> Iterator[Any]:
         """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""

@@ -29,7 +29,12 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
         ({"participation": 1.5}, "participation=1.5 must be a fraction"),
         ({"optimizer_state": "drop"}, "optimizer_state='drop' is unknown"),
         ({"clock": "real"}, "clock='real' is unknown"),
-        ({"processes": 3, "clients": 2}, "processes=3 is not supported"),
+        ({"processes": 3, "clients": 2}, "processes=3 must be from 1 to the number of clients, 2"),
+        ({"processes": 0, "clients": 2}, "processes=0 must be from 1"),
+        ({"processes": True, "clients": 2}, "processes=True must be from 1"),
+        ({"processes": 1, "clients": 2, "clock": "wall"}, "clock='wall' does not work with processes=1.*virtual"),
+        ({"processes": 1, "clients": 2, "partition": None}, "partition=None does not work with processes=1"),
+        ({"processes": 1, "clients": 2, "launcher": "script"}, "launcher='script' does not work with.*launcher=.fork"),
         ({"launcher": "mpi"}, "launcher='mpi' is unknown"),
     ],
 )

@@ -84,7 +84,8 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
     recorder = Recorder(order, strategy, tell)
     ours = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
-        **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, **ours, **order.trainer},
+        # deterministic: clients are served in a fixed order, so that sums of what is logged do not depend on who is first
+        **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, "deterministic": True, **ours, **order.trainer},
         strategy=strategy, accelerator="cpu", devices=1, logger=logger, callbacks=[recorder],
     )  # fmt: skip
     data = made(order.data.class_path, order.data.init_args, "data")

@@ -38,6 +38,7 @@ def report_of(
     """
     began = server.began
     last = max(letter.arrived for letter in uploads)
+    longest = max(letter.arrived - server.seats[letter.link].began for letter in uploads)
     spans: list[Span] = []
     clients = []
     for letter in uploads:
@@ -48,7 +49,8 @@ def report_of(
         for span in own:
             if not span.on_server:
                 seconds[span.phase] = seconds.get(span.phase, 0.0) + span.end - span.start
-        waiting = seconds.get("wait", 0.0) + seconds.get("server", 0.0) + ended - letter.arrived
+        took, (down, up) = letter.arrived - seat.began, seat.traffic
+        waiting = seconds.get("wait", 0.0) + seconds.get("server", 0.0) + longest - took + ended - last
         clients.append(
             ClientReport(
                 client=k,
@@ -61,9 +63,9 @@ def report_of(
                 samples=letter.frame.about["samples"],
                 seconds=seconds,
                 idle=waiting,
-                bytes_up=seat.link.received - seat.bytes_before[1],
-                bytes_down=seat.link.sent - seat.bytes_before[0],
-                round_time=letter.arrived - began,
+                bytes_up=up,
+                bytes_down=down,
+                round_time=took,
                 predicted=predicted[k],
                 overrun=letter.frame.about["overrun"],
             )
@@ -149,7 +151,7 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         add("downlink", service.sent, here)
         add("server", service.begun, service.done, on_server=True)
 
-    add("download", began, times["downloaded"] + off)
+    add("download", seat.began, times["downloaded"] + off)
     for service, (begin, forward, _, returned, head, _, gradient, backward) in pairs:
         add("forward", begin + off, forward + off)
         if service.first is not None:

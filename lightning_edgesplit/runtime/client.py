@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.partition import extent
 from lightning_edgesplit.runtime.throttle import Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
@@ -108,17 +109,7 @@ class Client:
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
-        batch = getattr(self.loader, "batch_size", None)
-        try:
-            batches = len(self.loader)  # type: ignore[arg-type]
-        except TypeError:  # a stream
-            return {"batches": None, "samples": None, "batch": batch or 1}
-        try:
-            samples = len(getattr(self.loader, "dataset", ()))
-        except TypeError:
-            samples = 0
-        samples = samples or batches * (batch or 1)
-        return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
+        return extent(self.loader)
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat):
@@ -177,19 +168,24 @@ class Client:
                 torch.set_rng_state(began)
             if own is not None and loader_began is not None:
                 own.set_state(loader_began)
-            self._begin_epoch()
-            for _ in range(about["taken"]):
-                next(self._batches)
-            self._taken = about["taken"]
+            self._begin_epoch(skip=about["taken"])
         if own is not None and loader is not None:
             own.set_state(loader)
         generators.write(about["random"], numbers)
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, skip: int = 0) -> None:
+        """Begins a pass over the data, behind so many batches."""
         own = getattr(self.loader, "generator", None)
         self._epoch_began = torch.get_rng_state()
         self._loader_began = None if own is None else own.get_state()
-        self._batches, self._taken = iter(enumerate(self.loader)), 0
+        batches = iter(self.loader)
+        self._leave_out(batches, skip)
+        self._batches, self._taken = enumerate(batches, skip), skip
+
+    def _leave_out(self, batches: Iterator[Any], count: int) -> None:
+        """Goes past batches. They are read, in case reading them moves more than torch's generators."""
+        for _ in range(count):
+            next(batches)
 
     @property
     def _own(self) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 
 Parts = Sequence[Sequence[int]]
 Partition = str | Parts | Callable[[Any, int, int], Parts] | None
@@ -203,6 +204,36 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
+def extent(loader: Any) -> dict[str, Any]:
+    """How much data a loader has: ``batches`` and ``samples`` (None: it is a stream), and samples in a ``batch``."""
+    batch = getattr(loader, "batch_size", None)
+    try:
+        batches = len(loader)
+    except TypeError:  # a stream
+        return {"batches": None, "samples": None, "batch": batch or 1}
+    try:
+        samples = len(getattr(loader, "dataset", ()))
+    except TypeError:
+        samples = 0
+    samples = samples or batches * (batch or 1)
+    return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
+
+
+def leave_out(batches: Iterator[Any], count: int) -> None:
+    """Goes past so many batches of a loader.
+
+    Those of torch's own loader are not read but only drawn, where its samplers are torch's own too: reading them would
+    cost as much as the data of all earlier rounds of the epoch. The random generators are the caller's to put right.
+    """
+    if isinstance(batches, _SingleProcessDataLoaderIter) and batches._dataset_kind == _DatasetKind.Map:
+        numbers = batches._index_sampler
+        drawn = numbers.sampler if type(numbers) is BatchSampler else numbers
+        if type(drawn) in (RandomSampler, SequentialSampler):
+            batches = batches._sampler_iter
+    for _ in range(count):
+        next(batches)
+
+
 class ClientLoaders:
     """The clients' training loaders.
 
@@ -239,6 +270,14 @@ class ClientLoaders:
             return self._source()
         generator = None if self._clients == 1 else torch.Generator().manual_seed(self._seed * 100_003 + client)
         return rebuild(self._loader, self._parts[client], generator)
+
+    def extent(self, client: int) -> dict[str, Any]:
+        """How much data a client has, without a loader for it where the partition says it."""
+        if self._parts is None or self._loader.batch_size is None:
+            return extent(self.of(client))
+        samples, batch = len(self._parts[client]), self._loader.batch_size
+        batches = samples // batch if self._loader.drop_last else -(-samples // batch)
+        return {"batches": batches, "samples": samples, "batch": batch}
 
     def sample(self) -> Any:
         """A batch as the clients have it. The random generators are left as they were.

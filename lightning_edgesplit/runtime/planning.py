@@ -168,10 +168,11 @@ class Planner:
         names = {cut.name for cut in cuts}
         self._cuts = [name if name in names else None for name in self._cuts]
 
-    def _model(self, steps: Sequence[int], active: Sequence[int]) -> LatencyModel:
-        """The latency model of the clients that take part."""
+    def _model(self, steps: Sequence[int], active: Sequence[int], corrected: bool = True) -> LatencyModel:
+        """The latency model of the clients that take part, numbered from 0."""
         costs = costs_of(self.cuts, [self.batch[k] for k in active], [steps[k] for k in active])
-        return LatencyModel(costs, [self.clients[k] for k in active], self.server, self.corrections.of(active))
+        corrections = self.corrections.of(active) if corrected else None
+        return LatencyModel(costs, [self.clients[k] for k in active], self.server, corrections)
 
     def compare(self, steps: Sequence[int]) -> dict[str, float]:
         """Predicted seconds of the same round under the policies in `COMPARED`, where memory allows them."""
@@ -187,13 +188,15 @@ class Planner:
 
     def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:
         """What each client is told."""
-        model = LatencyModel(costs_of(self.cuts, self.batch, steps), self.clients, self.server)
+        active = [k for k, count in enumerate(steps) if count] if self.emulate else []
+        model, places = self._model(steps, active, corrected=False), {k: at for at, k in enumerate(active)}
         orders = []
+        found = {name: self.cuts.find(name) for name in dict.fromkeys(plan.cuts)}
         for client, name in enumerate(plan.cuts):
-            cut = self.cuts.find(name)
+            cut = found[name]
             order = Orders(cut, steps[client])
             if self.emulate and steps[client]:
-                times = model.times(client, model.names.index(cut.name), plan.shares[client])
+                times = model.times(places[client], model.names.index(cut.name), plan.shares[client])
                 head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]
                 emulation = Emulation(
                     forward=times.forward / self.batch[client],
@@ -211,15 +214,23 @@ class Planner:
             orders.append(order)
         return orders
 
-    def server_threads(self, plan: Plan, cores: int) -> int:
+    def server_threads(self, plan: Plan, steps: Sequence[int], cores: int, at_once: int) -> int:
         """How many of this machine's cores the server's step should use, when clients compute beside it.
 
         With t threads for the server, clients have the other cores: a step takes the longer of the server's time on t
         cores (between the measured ones by Amdahl's law) and the clients' work on the rest. With all cores the two add
         up, and oversubscribed cores cost up to 30 % (measured) of the time in which they are.
+
+        Args:
+            plan: The plan of a round.
+            steps: Local steps of every client in it.
+            cores: All cores.
+            at_once: Clients that run at the same time.
         """
         whole = self.cuts.find(END).profile
-        chosen = [profile for name in plan.cuts if (profile := self.cuts.find(name).profile) is not None]
+        found = {name: self.cuts.find(name).profile for name in dict.fromkeys(plan.cuts)}
+        active = [name for name, count in zip(plan.cuts, steps, strict=True) if count]
+        chosen = [profile for name in active if (profile := found[name]) is not None]
         assert whole is not None
 
         def on_one_core(profile: CutProfile) -> float:
@@ -231,9 +242,7 @@ class Planner:
         if cores == 1 or every <= 0:
             return 1
         serial = min(1.0, max(0.0, (every * cores / one - 1) / (cores - 1))) if one > 0 else 1.0
-        times = {
-            t: max(one * (serial + (1 - serial) / t), client / min(cores - t, len(chosen))) for t in range(1, cores)
-        }
+        times = {t: max(one * (serial + (1 - serial) / t), client / min(cores - t, at_once)) for t in range(1, cores)}
         times[cores] = (every + client / cores) * (1 + 0.3 * min(1.0, client / every))
         return min(times, key=lambda t: times[t])
 
@@ -241,11 +250,11 @@ class Planner:
         """Takes over what a round's measured times say about the next ones."""
         if not self.learning:
             return
-        model = LatencyModel(costs_of(self.cuts, self.batch, steps), self.clients, self.server)
+        model = self._model(steps, [client.client for client in report.clients], corrected=False)
         predicted: list[dict[str, float]] = [{} for _ in self.clients]
         measured: list[dict[str, float]] = [{} for _ in self.clients]
-        for client in report.clients:
-            t = model.times(client.client, model.names.index(client.cut), client.share)
+        for place, client in enumerate(report.clients):
+            t = model.times(place, model.names.index(client.cut), client.share)
             count, real = client.steps, client.seconds
             split = count if client.cut != END else 0
             predicted[client.client] = {

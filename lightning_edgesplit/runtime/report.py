@@ -57,10 +57,10 @@ class ClientReport:
         steps: Local steps that it took.
         samples: Samples that it trained on.
         seconds: Seconds by phase (keys from `PHASES`).
-        idle: Seconds in which it neither computed nor sent nor received.
+        idle: Seconds in which it neither computed nor sent nor received, as if all had begun their round at once.
         bytes_up: Bytes that it sent, as they were on the wire.
         bytes_down: Bytes that it received.
-        round_time: Seconds from the start of the round until the server had its client-side model.
+        round_time: Seconds from the start of its round until the server had its client-side model.
         predicted: The same, predicted when the round was planned.
         overrun: Seconds by which this machine was too slow for the emulated client; 0 without emulation.
     """

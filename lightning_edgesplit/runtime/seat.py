@@ -96,12 +96,21 @@ class Seat:
         self.groups: list[dict[str, Any]] = []
         self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
+        self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
+        self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
+        self.holds: tuple[str, ...] = ()  # names of what its process has the optimizer state of
 
     @property
     def active(self) -> bool:
         """Whether it takes part in this round."""
         return self.orders is not None and self.orders.steps > 0
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that it was sent and bytes that it sent in this round."""
+        sent, received = self.bytes_after or (self.link.sent, self.link.received)
+        return sent - self.bytes_before[0], received - self.bytes_before[1]
 
     @property
     def cut(self) -> Cut:

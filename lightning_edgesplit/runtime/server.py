@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,30 @@ from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.seat import Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
+from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import Passed
 from lightning_edgesplit.splitting.tree import Structure
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all clients of a round begin with.
+
+    Attributes:
+        aggregate: The whole model, by name.
+        fresh_state: The optimizer state of whole models; None: each client goes on with its own.
+        trained: What is trained.
+        about: More that every client is told.
+    """
+
+    aggregate: Mapping[str, Tensor]
+    fresh_state: states.State | None
+    trained: Trained
+    about: Mapping[str, Any]
 
 
 class Server:
@@ -45,7 +63,10 @@ class Server:
         sides: The module's tensors; between steps they hold the last aggregate.
         greetings: What every client said of its data: ``batches``, ``samples``, ``batch``.
         began: When the round began, monotonic clock, seconds.
+        taking_part: The seats of the clients that take part in the round.
     """
+
+    streams_uploads = False
 
     def __init__(
         self,
@@ -65,9 +86,11 @@ class Server:
         self.take_step, self.context = take_step, context
         self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
-        self.seats = [Seat(name, link) for name, link in zip(names, links, strict=True)]
-        self.inbox = Inbox(links, names)
+        self.links = list(links)
+        self.seats = self._take_seats(names)
+        self.inbox = self._open_inbox(names)
         self.began = 0.0
+        self.taking_part: list[Seat] = []
         self._turns: Iterator[int] = iter(())
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
@@ -75,25 +98,34 @@ class Server:
         self._pulse = threading.Thread(target=self._beat, args=(heartbeat,), name="signs of life", daemon=True)
         self._pulse.start()
         try:
-            self.greetings = [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.seats))]
+            self.greetings = self._hear_greetings()
         except BaseException:
             self._ended.set()
             raise
 
+    def _take_seats(self, names: Sequence[str]) -> list[Seat]:
+        return [Seat(name, link) for name, link in zip(names, self.links, strict=True)]
+
+    def _open_inbox(self, names: Sequence[str]) -> Inbox:
+        return Inbox(self.links, names)
+
+    def _hear_greetings(self) -> list[dict[str, Any]]:
+        return [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.links))]
+
     def _beat(self, seconds: float) -> None:
         while not self._ended.wait(seconds):
-            for seat in self.seats:
+            for link in self.links:
                 try:
-                    seat.link.send(Frame(Kind.ALIVE))
+                    link.send(Frame(Kind.ALIVE))
                 except ClientLostError:
                     return  # the thread that receives from this client has the same news, and reports it
 
     def abandon(self) -> None:
         """Ends the signs of life after a failure, and lets clients that still listen end as well."""
         self._ended.set()
-        for seat in self.seats:
+        for link in self.links:
             with suppress(ClientLostError):  # the run ends for another reason, which is already on its way to the user
-                seat.link.send(Frame(Kind.STOP))
+                link.send(Frame(Kind.STOP))
 
     def join(self, timeout: float) -> None:
         """Waits for the threads of a server that was stopped or abandoned.
@@ -110,10 +142,16 @@ class Server:
             ClientFailedError: If the client said why it is gone.
             ClientLostError: If it is gone.
         """
+        self._send(self._link_of(client), frame)
+
+    def _send(self, link: int, frame: Frame) -> None:
         try:
-            self.seats[client].link.send(frame)
+            self.links[link].send(frame)
         except ClientLostError as error:
-            raise self.inbox.explain(client, error) from error
+            raise self.inbox.explain(link, error) from error
+
+    def _link_of(self, client: int) -> int:
+        return client
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
@@ -129,34 +167,53 @@ class Server:
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
         self.began, self.rules = time.monotonic(), dict(rules)
+        for seat, order in zip(self.seats, orders, strict=True):
+            seat.left, seat.services, seat.began = order.steps, [], self.began
+            if order.steps:
+                seat.orders = order
+            elif seat.orders is not None:
+                seat.orders = replace(seat.orders, steps=0)
+        clients = [client for client, seat in enumerate(self.seats) if seat.active]
+        self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
-        for client, (seat, order) in enumerate(zip(self.seats, orders, strict=True)):
-            seat.left, seat.services = order.steps, []
-            if not order.steps:
-                seat.orders = None if seat.orders is None else replace(seat.orders, steps=0)
-                continue
-            before, seat.orders, seat.returned = seat.orders, order, []
-            client_side = set(order.cut.client)
-            seat.model = {n: self.sides.real(n).detach().clone() for n in self.sides.names if n not in client_side}
-            seat.bytes_before = seat.link.sent, seat.link.received
-            old = before.cut.client if before is not None else ()
-            state, tensors = states.pack(seat.move_state(old, self.sides.parameters, fresh_state))
-            news, seat.trained = None if now == seat.trained else now, now
-            seat.groups = self.hyper_parameters()
-            emulation = order.emulation.to_json() if order.emulation is not None else None
-            new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
-            more = {
-                "new_epoch": new_epoch, "stream": len(self.seats) == 1,
-                "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
-                "fresh_state": fresh_state is not None, "trained": news,
-                "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
-            }  # fmt: skip
-            weights = [self.sides.real(name).detach() for name in order.cut.client]
-            # one client and the server share one random stream, as everything does in a plain run
-            stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
-            self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
-        steps = max(order.steps for order in orders)
-        self._turns = iter([k for step in range(steps) for k, order in enumerate(orders) if step < order.steps])
+        aggregate = {name: self.sides.real(name).detach() for name in self.sides.names}
+        self._turns = iter(self._in_turn(clients))
+        self._start_clients(clients, Start(aggregate, fresh_state, now, about))
+
+    def _in_turn(self, clients: Sequence[int]) -> list[int]:
+        """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
+        steps = {client: self.seats[client].left for client in clients}
+        return [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
+
+    def _start_clients(self, clients: Sequence[int], start: Start) -> None:
+        for client in clients:
+            self._start_client(client, start)
+
+    def _start_client(self, client: int, start: Start) -> None:
+        """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
+        seat, about = self.seats[client], start.about
+        order = seat.orders
+        assert order is not None
+        client_side = set(order.cut.client)
+        seat.returned, seat.bytes_after = [], None
+        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+        seat.bytes_before = seat.link.sent, seat.link.received
+        state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state))
+        seat.holds = order.cut.client
+        news, seat.trained = None if start.trained == seat.trained else start.trained, start.trained
+        seat.groups = self.hyper_parameters()
+        emulation = order.emulation.to_json() if order.emulation is not None else None
+        new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
+        more = {
+            "new_epoch": new_epoch, "stream": len(self.seats) == 1,
+            "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
+            "fresh_state": start.fresh_state is not None, "trained": news,
+            "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
+        }  # fmt: skip
+        weights = [start.aggregate[name] for name in order.cut.client]
+        # one client and the server share one random stream, as everything does in a plain run
+        stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
+        self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is.
@@ -168,9 +225,12 @@ class Server:
         if turn is not None and self.seats[turn].owes_step:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
         while True:
-            letter = self.inbox.next(Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=(Kind.THROUGH,))
+            anywhere = (Kind.THROUGH, Kind.UPLOAD) if self.streams_uploads else (Kind.THROUGH,)
+            letter = self.inbox.next(Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=anywhere)
             if letter.frame.kind is Kind.NORM:
                 self._finish(letter)
+            elif letter.frame.kind is Kind.UPLOAD:
+                self.take_upload(letter)
             elif letter.frame.kind is Kind.THROUGH:
                 pass_through(self, letter)
             else:
@@ -183,6 +243,10 @@ class Server:
         first = seat.halfway.service if seat.halfway is not None else None
         seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
         return letter.link, letter.frame
+
+    def take_upload(self, letter: Letter) -> None:
+        """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""
+        raise NotImplementedError
 
     def forget_cuts(self) -> None:
         """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
@@ -239,7 +303,7 @@ class Server:
     @property
     def clients_ahead(self) -> bool:
         """Whether a client has local steps ahead, so that it computes or will as soon as it has its gradient."""
-        return any(seat.left for seat in self.seats)
+        return any(seat.left for seat in self.taking_part)
 
     def batch_of(self, client: int, frame: Frame) -> Any:
         """The user's batch as the server has it: labels and the like real, private leaves on the meta device.
@@ -406,12 +470,12 @@ class Server:
         service.done = time.monotonic()
         service.sent = service.sent or service.done
         self.seats[client].halfway, self.seats[client].tied = None, {}
-        return not any(seat.left for seat in self.seats)
+        return not self.clients_ahead
 
     @property
     def in_mid_round(self) -> bool:
         """Whether some, but not all arrivals of the round have been served."""
-        return any(seat.left for seat in self.seats) and any(seat.services for seat in self.seats)
+        return self.clients_ahead and any(seat.services for seat in self.taking_part)
 
     def stop(self) -> None:
         """An orderly end: says stop, and waits for every client's goodbye.
@@ -419,9 +483,9 @@ class Server:
         Raises:
             ClientFailedError: If a client failed instead.
         """
-        for client in range(len(self.seats)):
-            self.send(client, Frame(Kind.STOP))
-        for _ in self.seats:
+        for link in range(len(self.links)):
+            self._send(link, Frame(Kind.STOP))
+        for _ in self.links:
             self.inbox.next(Kind.GOODBYE)
         self._ended.set()
         self.join(timeout=5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_edgesplit.runtime.aggregation import weighted_mean
+from lightning_edgesplit.runtime.aggregation import RunningMean
 
 State = dict[str, dict[str, Any]]
 """Optimizer state by parameter name, then by the optimizer's own key (``momentum_buffer``, ``exp_avg``, …)."""
@@ -68,19 +67,49 @@ def _present(state: dict[Any, Any], parameters: dict[str, nn.Parameter], names: 
     return (name for name in list(names) if name in parameters and parameters[name] in state)
 
 
+class MeanOfStates:
+    """Σ_k (n_k / n) s_k entry by entry, over the clients that have the entry; what is not a tensor is the first's.
+
+    States are added one by one; none is kept but the sum.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, RunningMean | Any]] = {}
+
+    def add(self, state: State, samples: float) -> None:
+        """Takes in a client's state, and the samples that it trained on; one without any has no say."""
+        if samples <= 0:
+            return
+        for name, entries in state.items():
+            own = self._entries.setdefault(name, {})
+            for key, value in entries.items():
+                before = own.get(key)
+                if isinstance(value, Tensor) and (before is None or isinstance(before, RunningMean)):
+                    mean = own[key] = RunningMean() if before is None else before
+                    mean.add(value, samples)
+                elif before is None:
+                    own[key] = value
+
+    def copy(self) -> MeanOfStates:
+        """One that goes on from here without changing this one."""
+        other = MeanOfStates()
+        other._entries = {
+            name: {key: value.copy() if isinstance(value, RunningMean) else value for key, value in entries.items()}
+            for name, entries in self._entries.items()
+        }
+        return other
+
+    def result(self) -> State:
+        """The mean."""
+        return {
+            name: {key: value.result() if isinstance(value, RunningMean) else value for key, value in entries.items()}
+            for name, entries in self._entries.items()
+        }
+
+
 def weighted_mean_of_states(states: Sequence[State], weights: Sequence[float]) -> State:
-    """Σ_k (n_k / n) s_k entry by entry, over the clients that have the entry; what is not a tensor is the first's."""
-    mean: State = {}
-    for name in dict.fromkeys(name for state in states for name in state):
-        having = [(state[name], n) for state, n in zip(states, weights, strict=True) if name in state and n > 0]
-        if not having:
-            continue
-        mean[name] = {}
-        for key in dict.fromkeys(key for entries, _ in having for key in entries):
-            values = [(entries[key], n) for entries, n in having if entries.get(key) is not None]
-            if values and isinstance(values[0][0], Tensor):
-                with torch.no_grad():
-                    mean[name][key] = weighted_mean([value for value, _ in values], [n for _, n in values])
-            else:
-                mean[name][key] = values[0][0] if values else None
-    return mean
+    """The mean of states that are all there, see `MeanOfStates`."""
+    mean = MeanOfStates()
+    for state, n in zip(states, weights, strict=True):
+        mean.add(state, n)
+    return mean.result()

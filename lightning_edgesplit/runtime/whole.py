@@ -86,7 +86,8 @@ class WholeModels:
             own = states.unpack(about["state"], rest)
             behind = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             copied = states.copy({**behind, **own})
-            positions.append({"name": seat.name, "state": copied, "position": about["position"], "tensors": list(rest)})
+            where = {"position": about["position"], "tensors": list(rest)}
+            positions.append({"name": seat.name, "epoch": seat.epoch, "state": copied, **where})
         if len(positions) == 1 and not self._server.in_mid_round:
             positions[0]["tensors"][0] = torch.get_rng_state()
         return positions
@@ -106,16 +107,23 @@ class WholeModels:
             own = states.copy(whole if positions is None else positions[client]["state"])
             seat.state = defaultdict(dict, {self._sides.parameters[name]: entries for name, entries in own.items()})
             if positions is not None:
-                seat.epoch = epoch
+                seat.epoch = self._epoch_of(positions[client], epoch)
                 if len(self._seats) == 1:
                     torch.set_rng_state(positions[0]["tensors"][0])
                 about = positions[client]["position"]
+                if about is None:
+                    continue  # it has never taken part, where several clients share a process
                 self._server.send(client, Frame(Kind.RESTORE, positions[client]["tensors"], about))
 
-    def _snapshots(self, weights: bool, state: bool) -> list[Letter]:
+    @staticmethod
+    def _epoch_of(position: dict[str, Any], under_way: int | None) -> int | None:
+        """The epoch that a client is in; none if the run's is over."""
+        return None if under_way is None else position.get("epoch", under_way)
+
+    def _snapshots(self, weights: bool, state: bool, position: bool = False) -> list[Letter]:
         self._server.settle()
         for client in self._active():
-            about = {"weights": weights, "state": state, "position": False}
+            about = {"weights": weights, "state": state, "position": position}
             self._server.send(client, Frame(Kind.SNAPSHOT, about=about))
         return self._letters(Kind.SNAPSHOT)
 
@@ -134,14 +142,16 @@ class WholeModels:
         samples = [letter.frame.about["samples"] for letter in letters]
         if not any(samples):
             return
-        models: list[dict[str, Tensor]] = []
-        for letter in letters:
-            seat = self._seats[letter.link]
-            own = dict(zip(seat.cut.client, letter.frame.tensors, strict=False))  # more may follow them
-            models.append({**seat.model, **seat.buffers_before, **own})
+        models = [self._whole_model(letter) for letter in letters]
         with torch.no_grad():
             for name in self._sides.names:
                 self._sides.set(name, weighted_mean([model[name] for model in models], samples))
+
+    def _whole_model(self, letter: Letter) -> dict[str, Tensor]:
+        """A client's model, of which it has sent its side."""
+        seat = self._seats[letter.link]
+        own = dict(zip(seat.cut.client, letter.frame.tensors, strict=False))  # more may follow them
+        return {**seat.model, **seat.buffers_before, **own}
 
     def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
         whole: list[states.State] = []

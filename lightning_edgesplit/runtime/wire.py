@@ -53,6 +53,7 @@ class Kind(IntEnum):
     THROUGH = 14
     BACK = 15
     LOSS = 16
+    LEAVE = 17
 
 
 @dataclass

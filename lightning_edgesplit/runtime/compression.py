@@ -1,0 +1,73 @@
+"""Smashed data and gradients as 8-bit integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+LEVELS = 255
+
+
+def to_int8(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[bool]]:
+    """Quantises each floating-point tensor with more values than samples: x ≈ low + scale·q, sample by sample.
+
+    Low and scale are those of a sample (the first dimension), so that one sample's range does not cost the others their
+    resolution; q is rounded to the nearest of 256 levels. What is no floating-point tensor, or has a single value per
+    sample, goes as it is.
+
+    Returns:
+        The tensors to send, of a quantised one q (uint8) and then low and scale (float32, [2, samples]); and which of
+        the given ones were quantised.
+    """
+    sent: list[Tensor] = []
+    chosen: list[bool] = []
+    for tensor in tensors:
+        fits = tensor.is_floating_point() and tensor.ndim > 1 and tensor.numel() > 4 * tensor.shape[0]
+        chosen.append(fits)
+        if not fits:
+            sent.append(tensor)
+            continue
+        rows = tensor.detach().float().flatten(1)
+        low = rows.amin(1, keepdim=True)
+        scale = (rows.amax(1, keepdim=True) - low) / LEVELS
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        q = ((rows - low) / scale).round_().clamp_(0, LEVELS).to(torch.uint8)
+        sent += [q.view(tensor.shape), torch.cat([low, scale], 1).T.contiguous()]
+    return sent, chosen
+
+
+def from_int8(sent: Sequence[Tensor], chosen: Sequence[bool], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    """The inverse of `to_int8`, as far as there is one.
+
+    Args:
+        sent: What it returned.
+        chosen: Which tensors were quantised.
+        dtypes: The type of each tensor.
+
+    Raises:
+        ValueError: If there are too few tensors.
+    """
+    rest, tensors = iter(sent), []
+    for quantised, dtype in zip(chosen, dtypes, strict=True):
+        tensor = next(rest, None)
+        if tensor is None:
+            raise ValueError(f"{len(sent)} tensors for {len(chosen)} that were sent")
+        if quantised:
+            ranges = next(rest, None)
+            if ranges is None or ranges.shape != (2, tensor.shape[0]):
+                raise ValueError("a quantised tensor came without its ranges")
+            low, scale = ranges.unsqueeze(2)
+            tensor = (tensor.flatten(1).float() * scale + low).view(tensor.shape).to(dtype)
+        tensors.append(tensor)
+    return tensors
+
+
+def relative_error(exact: Iterable[Tensor], restored: Iterable[Tensor]) -> float:
+    """‖x − x̂‖ / ‖x‖ over all tensors together; 0 where all are 0."""
+    lost = norm = 0.0
+    for x, y in zip(exact, restored, strict=True):
+        lost += float((x.double() - y.double()).square().sum())
+        norm += float(x.double().square().sum())
+    return (lost / norm) ** 0.5 if norm else 0.0
