@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.table import Table as RichTable
@@ -41,12 +42,14 @@ class Cell:
     Attributes:
         text: How it reads.
         value: To compare with others of its column; None: there is none.
-        best: Whether none is better.
+        best: Whether none is better, as far as the digits shown tell.
+        short: Without its spread, for the terminal.
     """
 
     text: str
     value: float | None
     best: bool = False
+    short: str = ""
 
 
 def columns(comparison: Comparison, results: Sequence[Result]) -> list[Column]:
@@ -63,7 +66,7 @@ def columns(comparison: Comparison, results: Sequence[Result]) -> list[Column]:
         Column("server busy, %", "server_busy_fraction", 100.0, "max"),
         Column("computing, kJ", "compute_energy_joules", 1e-3),
         Column("energy, kJ", "energy_joules", 1e-3),
-        Column("speed-up, round", "seconds_per_round", best="max", over=True),
+        Column("speed-up", "seconds_per_round", best="max", over=True),
     ]
     made += [
         Column(f"speed-up to {_goal(goal, share)}", time_column(target, goal), best="max", over=True)
@@ -109,9 +112,10 @@ def cells(comparison: Comparison, results: Sequence[Result]) -> list[tuple[str, 
 def _marked(scenario: str, row: list[Cell], rows: list[tuple[str, str, list[Cell]]], shown: list[Column]) -> list[Cell]:
     marked = []
     for place, (cell, column) in enumerate(zip(row, shown, strict=True)):
-        values = [v for s, _, other in rows if s == scenario and (v := other[place].value) is not None]
-        best = None if len(values) < 2 else min(values) if column.best == "min" else max(values)
-        marked.append(Cell(cell.text, cell.value, best is not None and cell.value == best))
+        others = [other[place] for name, _, other in rows if name == scenario and other[place].value is not None]
+        found = (min if column.best == "min" else max)(others, key=lambda c: c.value or 0.0, default=None)
+        differ = len({other.short for other in others}) > 1  # where all are as good, none is best
+        marked.append(replace(cell, best=differ and found is not None and cell.short == found.short))
     return marked
 
 
@@ -119,25 +123,37 @@ def _mean(values: list[float | None], factor: float, seeds: int) -> Cell:
     """Mean ± standard deviation; where some seeds have no value, how many have one: their mean would be too good."""
     known = [value * factor for value in values if value is not None]
     if not values:
-        return Cell("failed", None)
+        return Cell("failed", None, short="failed")
     if len(known) < len(values):
-        return Cell(f"- ({len(known)}/{len(values)})" if known else "-", None)
+        text = f"- ({len(known)}/{len(values)})" if known else "-"
+        return Cell(text, None, short=text)
     made = summary(known)
     assert made is not None
-    spread = "" if made.std is None else f" ± {digits(made.std)}"
     missing = f" ({len(values)}/{seeds})" if len(values) < seeds else ""
-    return Cell(f"{digits(made.mean)}{spread}{missing}", made.mean)
+    return Cell(with_spread(made) + missing, made.mean, short=digits(made.mean) + missing)
+
+
+def with_spread(made: Summary) -> str:
+    """Mean ± standard deviation, with two digits of the latter but at most four of the mean.
+
+    Where all seeds have the same value, as times have on the virtual clock, the mean stands alone.
+    """
+    if not made.std or made.std < 1e-9 * abs(made.mean):
+        return digits(made.mean) if made.mean >= 0 else f"{made.mean:.3g}"
+    places = 1 - math.floor(math.log10(made.std))
+    if made.mean:
+        places = min(places, 3 - math.floor(math.log10(abs(made.mean))))
+    places = max(0, places)
+    return f"{made.mean:.{places}f} ± {made.std:.{places}f}"
 
 
 def _ratio(made: Summary | None) -> Cell:
     if made is None:
-        return Cell("-", None)
-    interval = "" if made.half is None else f" [{_signed(made.mean - made.half)}, {_signed(made.mean + made.half)}]"
-    return Cell(f"{made.mean:.2f}{interval}", made.mean)
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}"
+        return Cell("-", None, short="-")
+    short = f"{made.mean:.2f}"
+    if made.half is None or made.half < 1e-9:
+        return Cell(short, made.mean, short=short)
+    return Cell(f"{short} [{made.mean - made.half:.2f}, {made.mean + made.half:.2f}]", made.mean, short=short)
 
 
 def markdown(comparison: Comparison, results: Sequence[Result]) -> str:
@@ -162,7 +178,7 @@ def _line(parts: Sequence[str]) -> str:
 
 def _caption(comparison: Comparison) -> str:
     seeds = len(comparison.seeds)
-    over = f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
+    over = f"Mean ± standard deviation over {seeds} seeds (one number: all the same)" if seeds > 1 else "One seed"
     interval = ", with the 95 % confidence interval of Student's t" if seeds > 1 else ""
     return (
         f"{over}; times are emulated. Speed-ups are over {comparison.baseline}, seed by seed{interval}. Best in bold;"
@@ -200,9 +216,11 @@ def _escaped(text: str) -> str:
 
 
 def terminal(comparison: Comparison, results: Sequence[Result]) -> list[RichTable]:
-    """A table per scenario for the terminal, with the columns that fit into it."""
+    """A table per scenario for the terminal: means of the columns that fit into its 80 characters."""
     shown = columns(comparison, results)
-    kept = [n for n, c in enumerate(shown) if not c.key.startswith(("bytes", "server_busy", "compute_energy"))]
+    over = [column for column in shown if column.over]
+    wide = ("bytes", "server_busy", "compute_energy", "energy", "idle")
+    kept = [n for n, c in enumerate(shown) if not c.key.startswith(wide) and (not c.over or c is over[-1])]
     tables = []
     for scenario in comparison.scenarios:
         made = RichTable(
@@ -214,6 +232,6 @@ def terminal(comparison: Comparison, results: Sequence[Result]) -> list[RichTabl
             made.add_column(shown[n].header, justify="right")
         for name, system, row in cells(comparison, results):
             if name == scenario.name:
-                made.add_row(Text(system), *(Text(row[n].text, style="bold" if row[n].best else "") for n in kept))
+                made.add_row(Text(system), *(Text(row[n].short, style="bold" if row[n].best else "") for n in kept))
         tables.append(made)
     return tables

@@ -53,7 +53,7 @@ def _phases(result: Result) -> dict[str, float]:
 def phases_figure(systems: Sequence[tuple[str, Sequence[Result]]]) -> Figure:
     """A bar per system: the slowest client's seconds by phase, mean over rounds and seeds."""
     shown = [(label, own) for label, own in systems if own]
-    figure, (axes,) = new(0.95 + 0.24 * len(shown))
+    figure, (axes,) = new(1.05 + 0.22 * len(shown))
     bars = []
     for _, own in shown:
         each = [_phases(result) for result in own]
@@ -81,7 +81,7 @@ def phases_figure(systems: Sequence[tuple[str, Sequence[Result]]]) -> Figure:
         Patch(facecolor=PHASE_COLOURS.get(p, "#DDDDDD"), hatch=_HATCHES[p], edgecolor="white", label=_LABELS[p])
         for p in used
     ]
-    legend_below(figure, handles, 4)
+    legend_below(figure, handles, 3)
     return figure
 
 
@@ -139,16 +139,14 @@ def speed_up_figure(comparison: Comparison, results: Sequence[Result]) -> Figure
     several = len(scenarios) > 1
     figure, (axes,) = new(0.75 + len(labels) * max(0.26, 0.12 * len(scenarios)) + (0.25 if several else 0.0))
     step = 0.7 / max(1, len(scenarios))
+    right = max(made.mean + (made.half or 0.0) for _, _, made in points)
     for at, row, made in points:
         place = row + (at - (len(scenarios) - 1) / 2) * step
         half = made.half or 0.0
         axes.errorbar(
             made.mean, place, xerr=[[min(half, made.mean)], [half]], fmt=MARKERS[at % len(MARKERS)], markersize=4,
-            color=COLOURS[at % len(COLOURS)], elinewidth=1.0, capsize=2, capthick=0.8,
+            color=COLOURS[at % len(COLOURS)], elinewidth=1.0, capsize=2 if half > 0.02 * right else 0, capthick=0.8,
         )  # fmt: skip
-    right = max(made.mean + (made.half or 0.0) for _, _, made in points)
-    for at, row, made in points:
-        place = row + (at - (len(scenarios) - 1) / 2) * step
         axes.annotate(
             f"{made.mean:.2f}", (made.mean + (made.half or 0.0), place), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=6.3,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lightning_edgesplit.comparing.config import Target
 from lightning_edgesplit.comparing.figures.look import bare, legend_below, line_of, new, time_unit
@@ -42,12 +43,15 @@ def curve_figure(systems: Sequence[tuple[str, Sequence[Result]]], target: Target
         look = line_of(number)
         every = max(1, points // 6)
         axes.plot(x, mean, **look, markersize=3.2, markevery=(number % every, every))
-        axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(x, mean - spread, mean + spread, color=look["color"], alpha=0.2, linewidth=0)
         handles.append(Line2D([], [], **look, markersize=3.5, label=label))
     for goal in target.values:
         axes.axhline(scale * goal, color="#555555", linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=0)
     if over == "time" and max(ends) > SPREAD * min(ends):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(left=0)
     axes.set_xlabel(f"emulated time ({unit})" if over == "time" else "rounds")

@@ -25,7 +25,7 @@ def cuts_figure(systems: Sequence[tuple[str, Sequence[Result]]]) -> Figure:
     shown = [(label, own[0].record) for label, own in systems if own]
     depths = {name: depth for depth, name in enumerate(shown[0][1]["cuts"])}
     used = sorted({c["cut"] for _, r in shown for one in r["rounds"] for c in one["clients"]}, key=depths.__getitem__)
-    colours = mpl.colormaps["cividis_r"](np.linspace(0.08, 0.98, max(2, len(used))))
+    colours = mpl.colormaps["viridis_r"](np.linspace(0.03, 1.0, max(2, len(used))))
     palette = ListedColormap(colours[: len(used)] if len(used) > 1 else colours[1:])
     norm = BoundaryNorm(np.arange(len(used) + 1) - 0.5, palette.N) if len(used) > 1 else None
     clients = len(shown[0][1]["clients"])
@@ -50,16 +50,17 @@ def cuts_figure(systems: Sequence[tuple[str, Sequence[Result]]]) -> Figure:
         else:
             axes.set_yticks([0, clients - 1], ["1", str(clients)], fontsize=6)
         axes.tick_params(axis="y", which="both", length=0)
+        axes.tick_params(axis="x", bottom=axes is panels[-1])
         axes.spines[:].set_visible(False)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     panels[-1].set_xlabel("round")
     if clients > 6:
         figure.supylabel("client", fontsize=7.5)
     assert image is not None
-    bar = figure.colorbar(image, ax=panels, fraction=0.05, aspect=28, pad=0.02)
+    bar = figure.colorbar(image, ax=panels, fraction=0.05, aspect=14 * min(3, len(shown)), pad=0.02)
     every = max(1, -(-len(used) // _NAMED))
     bar.set_ticks(list(range(0, len(used), every)), labels=[_short(name, 16) for name in used[::every]])
-    bar.ax.tick_params(labelsize=5.5, length=0)
+    bar.ax.tick_params(which="both", labelsize=5.5, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]  # a Spine
     bar.set_label("cut behind", fontsize=7)
     return figure

@@ -74,7 +74,7 @@ def bare(axes: Axes, grid: str = "both") -> None:
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
     """The legend under the axes, where it hides nothing."""
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.0,
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.4,
         columnspacing=1.2, handletextpad=0.5, labelspacing=0.3,
     )  # fmt: skip
 
