@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
+from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
 
@@ -97,7 +98,6 @@ def launcher(name: str, count: int) -> str:
 
 
 def check(
-    server_model: str,
     round_steps: int | None,
     partition: partitions.Partition,
     participation: float,
@@ -111,8 +111,6 @@ def check(
     Raises:
         ValueError: Naming the argument, its value and what is allowed.
     """
-    if server_model != "per_client":
-        raise ValueError(f'server_model={server_model!r} is not supported: use "per_client".')
     if round_steps is not None and (isinstance(round_steps, bool) or round_steps < 1):
         raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
     partitions.check(partition, count)
@@ -124,6 +122,19 @@ def check(
         raise ValueError(f'clock={clock!r} is unknown: use "off", "wall" or "virtual".')
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
+
+
+def check_virtual(clock: str, server_model: str) -> None:
+    """Refuses a server-side model that the virtual clock does not know.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if clock == "virtual" and server_model not in SERVER_MODELS:
+        raise ValueError(
+            f"server_model={server_model!r} is not simulated, so clock='virtual' does not work with it: use one of"
+            f" {', '.join(SERVER_MODELS)}, or another clock."
+        )
 
 
 def trace(
@@ -241,6 +252,13 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             "leave it at 0",
         ),
     }
+    server_model = getattr(strategy, "server_model", None)
+    if server_model is not None and server_model.together:
+        way_out = f'leave it out with server_model="{server_model.name}", in which all clients step at once'
+        by_norm = (clipping(trainer) or ("", 0.0))[0] == "norm"
+        refused["gradient_clip_val"] = by_norm, f"{way_out}, or clip by value"
+        if max(_accumulated(trainer)) > 1:
+            refused["accumulate_grad_batches"] = True, way_out
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")

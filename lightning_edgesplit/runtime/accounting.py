@@ -70,6 +70,8 @@ def report_of(
                 overrun=letter.frame.about["overrun"],
             )
         )
+    # a step of all clients is in each of their seats, with the same times
+    visits = {(v.begun, v.done) for seat in server.seats for service in seat.services for v in service.visits}
     spans.append(Span(uploads[0].link, True, "aggregation", last - began, ended - began))
     return RoundReport(
         index=index,
@@ -78,9 +80,7 @@ def report_of(
         clients=tuple(clients),
         seconds=ended - began,
         predicted=max(predicted),
-        server_seconds=sum(
-            visit.done - visit.begun for seat in server.seats for service in seat.services for visit in service.visits
-        ),
+        server_seconds=sum(done - begun for begun, done in visits),
         aggregation_seconds=ended - last,
         elapsed=before + ended - began,
         wall=ended - began,

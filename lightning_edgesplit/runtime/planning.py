@@ -23,6 +23,7 @@ from lightning_edgesplit.scheduling import (
     make_policy,
     simulate,
 )
+from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cut, CutProfile, Cuts
@@ -99,6 +100,8 @@ class Planner:
         emulate: Whether clients take as long as their profiles say.
         learning: Whether measured times change later plans.
         trace: How the clients' conditions change over time; None: they do not.
+        server_model: Which server-side model is trained.
+        aggregated: EPSL's φ.
     """
 
     def __init__(
@@ -112,10 +115,12 @@ class Planner:
         emulate: bool = False,
         learning: bool = True,
         trace: Trace | None = None,
+        server_model: str = "per_client",
+        aggregated: float = 0.0,
     ) -> None:
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
-        self._trace = trace
+        self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
@@ -134,7 +139,7 @@ class Planner:
         clients, trace = model.clients, None if at is None else self._trace
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
-        some = self._ordered(policy.plan(model.costs, clients, self.server, model.corrections))
+        some = self._as_trained(policy.plan(model.costs, clients, self.server, model.corrections))
         expected = simulate(model, some, trace, at or 0.0)
         places = {k: at for at, k in enumerate(active)}
 
@@ -158,9 +163,11 @@ class Planner:
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
 
-    def _ordered(self, plan: Plan) -> Plan:
-        """The plan with the order of service that this run needs."""
-        return replace(plan, order="in_order") if self.in_order else plan
+    def _as_trained(self, plan: Plan) -> Plan:
+        """The plan with the order of service and the server-side model of this run."""
+        model = self._server_model if self._server_model in SERVER_MODELS else "per_client"
+        order = "in_order" if self.in_order else plan.order
+        return replace(plan, order=order, server_model=model, aggregated=self._aggregated)
 
     def take(self, cuts: Cuts) -> None:
         """Plans from now on with other cuts: what is trained has changed."""
@@ -183,7 +190,7 @@ class Planner:
                 plan = make_policy(name).plan(model.costs, model.clients, self.server, model.corrections)
             except InfeasibleError:
                 continue  # not for these clients
-            times[name] = simulate(model, self._ordered(plan)).round_time
+            times[name] = simulate(model, self._as_trained(plan)).round_time
         return times
 
     def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,15 +74,23 @@ class Halfway:
     logged: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
+@dataclass
+class Behind:
+    """A server-side model: its tensors by name, the optimizer's state, and gradients that wait for their step."""
+
+    model: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[Any, Any] = field(default_factory=lambda: defaultdict(dict))
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Seat:
     """What the server keeps of one client: link and orders, its server-side model and optimizer state, its times."""
 
-    def __init__(self, name: str, link: Link) -> None:
+    def __init__(self, name: str, link: Link, shared: Behind | None = None) -> None:
         self.name, self.link = name, link
         self.orders: Orders | None = None
-        self.model: dict[str, Tensor] = {}
-        self.state: dict[Any, Any] = defaultdict(dict)
-        self.gradients: dict[str, Tensor] = {}  # accumulated, or waiting for the client's norm
+        self.behind, self._shares = shared or Behind(), shared is not None
+        self._restored: states.State = {}
         self.tied: dict[str, Tensor] = {}
         self.owes_step = False
         self.outputs: list[list[Any]] = []
@@ -100,6 +108,39 @@ class Seat:
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
         self.holds: tuple[str, ...] = ()  # names of what its process has the optimizer state of
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """Parameters and buffers of its server-side model; where that is one for all clients, of that."""
+        return self.behind.model
+
+    @model.setter
+    def model(self, model: dict[str, Tensor]) -> None:
+        self.behind.model = model
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """The optimizer's state of it, as torch keeps it."""
+        return self.behind.state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self.behind.state = state
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients that are accumulated, or wait for the client's norm."""
+        return self.behind.gradients
+
+    @gradients.setter
+    def gradients(self, gradients: dict[str, Tensor]) -> None:
+        self.behind.gradients = gradients
+
+    def restore(self, state: states.State, parameters: dict[str, nn.Parameter]) -> None:
+        """Takes a whole model's optimizer state, of which the client gets its side with the next round."""
+        self.state = defaultdict(dict, {parameters[name]: entries for name, entries in state.items()})
+        if self._shares:
+            self._restored = states.copy(state)
 
     @property
     def active(self) -> bool:
@@ -133,6 +174,11 @@ class Seat:
             fresh: The state of a whole model to begin with; None: go on with what there is.
         """
         own = set(self.cut.client)
+        if fresh is None and self._shares:  # what was restored is each client's own; the cut does not move
+            for name in own & parameters.keys():
+                self.state.pop(parameters[name], None)
+            moved, self._restored = {n: s for n, s in self._restored.items() if n in own}, {}
+            return moved
         if fresh is None:
             old = set(before)
             self.handover = any(name in parameters for name in old - own)

@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.joint import Joint, join
 from lightning_edgesplit.runtime.seat import Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
+from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END
@@ -45,7 +47,7 @@ class Start:
 
 
 class Server:
-    """Serves the clients' steps with one server-side model per client (SplitFed-V1, EdgeSplit).
+    """Serves the clients' steps with one server-side model per client, or with one for all.
 
     Args:
         module: The LightningModule that the Trainer trains.
@@ -58,6 +60,8 @@ class Server:
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         context: Opened around a forward pass between two cuts (mixed precision).
+        kind: Which server-side models there are, and who is served when.
+        seed: What a random order of service is drawn by.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -80,18 +84,22 @@ class Server:
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        kind: ServerModel = ServerModel(),  # noqa: B008  # frozen
+        seed: int | str = 0,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
         self.take_step, self.context = take_step, context
         self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
+        self.kind, self._seed = kind, seed
         self.links = list(links)
         self.seats = self._take_seats(names)
         self.inbox = self._open_inbox(names)
         self.began = 0.0
         self.taking_part: list[Seat] = []
-        self._turns: Iterator[int] = iter(())
+        self._turns: Iterator[int] | None = None
+        self._joint: Joint | None = None
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -170,6 +178,11 @@ class Server:
         for seat, order in zip(self.seats, orders, strict=True):
             seat.left, seat.services, seat.began = order.steps, [], self.began
             if order.steps:
+                if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
+                    raise ValueError(
+                        f'server_model="{self.kind.name}" keeps its cut, and the plan moves it from {seat.cut.name!r}'
+                        f" to {order.cut.name!r}: give `cuts` one name."
+                    )
                 seat.orders = order
             elif seat.orders is not None:
                 seat.orders = replace(seat.orders, steps=0)
@@ -177,7 +190,10 @@ class Server:
         self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
         aggregate = {name: self.sides.real(name).detach() for name in self.sides.names}
-        self._turns = iter(self._in_turn(clients))
+        turns = self.kind.turns([o.steps for o in orders], f"{self._seed}/{about['epoch']}/{about['global_step']}")
+        if turns is None and self.in_order:
+            turns = self._in_turn(clients)
+        self._turns = None if turns is None else iter(turns)
         self._start_clients(clients, Start(aggregate, fresh_state, now, about))
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
@@ -187,16 +203,17 @@ class Server:
 
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
-            self._start_client(client, start)
+            self._start_client(client, start, begins_model=not self.kind.one or client == clients[0])
 
-    def _start_client(self, client: int, start: Start) -> None:
+    def _start_client(self, client: int, start: Start, begins_model: bool = True) -> None:
         """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
         seat, about = self.seats[client], start.about
         order = seat.orders
         assert order is not None
         client_side = set(order.cut.client)
         seat.returned, seat.bytes_after = [], None
-        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+        if begins_model:
+            seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
         seat.bytes_before = seat.link.sent, seat.link.received
         state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state))
         seat.holds = order.cut.client
@@ -221,7 +238,9 @@ class Server:
         Of steps that go back to their clients it is what comes again; their first half is served here, whoever's turn
         it is, so that nobody waits for a client that computes its last layers.
         """
-        turn = next(self._turns) if self.in_order else None
+        if self.kind.together:
+            return self._arrival_of_all()
+        turn = None if self._turns is None else next(self._turns)
         if turn is not None and self.seats[turn].owes_step:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
         while True:
@@ -248,6 +267,17 @@ class Server:
         """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""
         raise NotImplementedError
 
+    def _arrival_of_all(self) -> tuple[int, Frame]:
+        """The next local step of all clients that have one ahead, as if it were the first one's."""
+        clients = [client for client, seat in enumerate(self.seats) if seat.left]
+        letters = [self.inbox.next(Kind.SMASHED, link=client) for client in clients]
+        begun = time.monotonic()
+        for letter in letters:
+            self.seats[letter.link].left -= 1
+            self.seats[letter.link].services.append(Service(letter.arrived, begun=begun))
+        self._joint = join(self.seats, clients, [letter.frame for letter in letters], self.seats[clients[0]].cut)
+        return clients[0], self._joint.frame
+
     def forget_cuts(self) -> None:
         """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
         for seat in self.seats:
@@ -262,7 +292,7 @@ class Server:
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
         self.seats[client].owes_step = True
-        if self.paced:
+        if self.paced or self.kind.one:
             self._finish(self.inbox.next(Kind.NORM, link=client))
 
     def _finish(self, letter: Letter) -> None:
@@ -393,13 +423,15 @@ class Server:
             if random:
                 torch.set_rng_state(frame.tensors[-1])
 
-        seat.outputs = frame.about.get("outputs", seat.outputs)
+        outputs = frame.about.get("outputs", seat.outputs)
+        if self._joint is None:
+            seat.outputs = outputs
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
         notes = frame.about.get("notes", ())
         self.module.__dict__["log"] = log_behind_the_cut
         try:
-            with server_side.receiving(crossing, seat.outputs, notes, send, at_cut) as passed:
+            with server_side.receiving(crossing, outputs, notes, send, at_cut) as passed:
                 yield passed
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
@@ -411,9 +443,29 @@ class Server:
         if random:
             torch.set_rng_state(own_generator)
 
+    @property
+    def joint(self) -> Joint | None:
+        """The local step of all clients that is being served; None: it is one client's."""
+        return self._joint
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """While this is open, a step may change buffers; afterwards they are what they were. With a model installed."""
+        self.sides.collect()
+        before = {name: buffer.clone() for name, buffer in self.sides.buffers.items()}
+        try:
+            yield
+        finally:
+            self.sides.collect()
+            for name, buffer in before.items():
+                self.sides.set(name, buffer)
+
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
-        self.seats[client].services[-1].sent = time.monotonic()
-        self.send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+        now = time.monotonic()
+        own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
+        for receiver, tensors in own:
+            self.seats[receiver].services[-1].sent = now
+            self.send(receiver, Frame(Kind.GRADIENT, tensors, self._news(self.seats[receiver])))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -466,9 +518,12 @@ class Server:
 
     def served(self, client: int) -> bool:
         """Notes that an arrival is done; True if it was the round's last."""
-        service = self.seats[client].services[-1]
-        service.done = time.monotonic()
-        service.sent = service.sent or service.done
+        now = time.monotonic()
+        for own in [client] if self._joint is None else self._joint.clients:
+            service = self.seats[own].services[-1]
+            service.done = now
+            service.sent = service.sent or now
+        self._joint = None
         self.seats[client].halfway, self.seats[client].tied = None, {}
         return not self.clients_ahead
 

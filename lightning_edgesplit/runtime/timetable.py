@@ -34,6 +34,22 @@ class Entry:
         """Seconds since the run's first round began."""
         return self.begins + self.expected.round_time
 
+    def turn(self, steps: Sequence[int]) -> SimulatedRound:
+        """The part of the round in which only some clients have steps, where they take turns; from 0 on."""
+        clients = {k for k, count in enumerate(steps) if count}
+        if clients == {k for k, count in enumerate(self.steps) if count}:
+            return self.expected
+        bars = [bar for bar in self.expected.bars if bar.client in clients]
+        begins = min(bar.start for bar in bars)
+        shifted = tuple(replace(bar, start=bar.start - begins, end=bar.end - begins) for bar in bars)
+        return replace(
+            self.expected,
+            ends=tuple(end - begins if k in clients else 0.0 for k, end in enumerate(self.expected.ends)),
+            seconds=tuple(own if k in clients else {} for k, own in enumerate(self.expected.seconds)),
+            server_seconds=sum(bar.end - bar.start for bar in shifted if bar.on_server),
+            bars=shifted,
+        )
+
 
 class Timetable:
     """Plans rounds ahead, since an epoch must say how many arrivals it has before its first one.

@@ -179,14 +179,16 @@ class LatencyModel:
             step_latency=0.0 if whole else cost.trips * profile.latency,
         )
 
-    def aggregation(self, clients: int) -> float:
-        """Seconds in which the server averages so many whole models: 2 FLOP per weight and client.
+    def aggregation(self, clients: int, size: float | None = None) -> float:
+        """Seconds in which the server averages so many models of `size` bytes (None: whole ones).
+
+        2 FLOP per weight and client.
 
         Raises:
             ValueError: If the server's speed is not known.
         """
-        values = max(cut.weights for cut in self.costs.cuts) / _BYTES_PER_WEIGHT
-        return 2 * values * clients / self._server_flops() if values else 0.0
+        values = (max(cut.weights for cut in self.costs.cuts) if size is None else size) / _BYTES_PER_WEIGHT
+        return 2 * values * clients / self._server_flops() if values and clients else 0.0
 
     def _client_flops(self, profile: ClientProfile, cost: CutCost) -> float:
         """FLOP/s of a client: the profile's, or what its seconds at that cut come to."""

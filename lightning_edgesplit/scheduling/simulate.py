@@ -171,7 +171,10 @@ class _Round:
             samples = _divide(model.costs.batch[k], parts if plan.cuts[k] != END else 1)
             self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples, _alone(work))
         self._open = set(taking)
-        self._aggregation = model.aggregation(len(taking))
+        # nothing is averaged where clients take turns, and only their sides where the server's is one
+        averaged = {"per_client": taking, "shared": taking, "sequential": []}[plan.server_model]
+        size = max(self._clients[k].work.upload for k in taking) if plan.server_model == "shared" else None
+        self._aggregation = model.aggregation(len(averaged), size)
         self._capacities = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)
         self._own = (
             [bytes_per_second(p.uplink) for p in model.clients],
