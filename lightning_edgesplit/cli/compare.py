@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if interrupted:
-        print(f"interrupted: {len(results)} of {len(orders)} runs are kept; run the same command again.", file=sys.stderr)
+        print(
+            f"interrupted: {len(results)} of {len(orders)} runs are kept; run the same command again.", file=sys.stderr
+        )
         return 130
     return 1 if failures else 0

@@ -270,7 +270,8 @@ def _scenario(item: Any, file: _File, where: str, place: str) -> Scenario:
         except (ValueError, ImportError) as error:
             raise ValueError(f"{where} at '{place}.{kind}': {error}") from error
         except TypeError as error:
-            raise ValueError(f"{where} at '{place}.{kind}': {thing.class_path} with {thing.init_args}: {error}.") from error
+            what = f"{thing.class_path} with {thing.init_args}"
+            raise ValueError(f"{where} at '{place}.{kind}': {what}: {error}.") from error
     trace = None
     if entry.trace is not None:
         trace = str(folder / entry.trace)
@@ -347,4 +348,3 @@ def _check_arguments(given: Mapping[str, Any], known: list[str], where: str, pla
     for key in given:
         if key not in known:
             raise ValueError(f"{where} at '{place}.{key}': the key is unknown here. Known keys are {', '.join(known)}.")
-

@@ -63,7 +63,12 @@ def plan_entry(one: Planned) -> dict[str, Any]:
 def progress_shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     """A bar with the time left on a terminal, a line now and then in a pipe."""
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
         with Bar(*columns, console=console) as bar:
             task = bar.add_task("runs", total=None, left="")
 

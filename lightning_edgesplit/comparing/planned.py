@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
 from lightning_edgesplit.comparing.making import made, training_loader
 from lightning_edgesplit.runtime.partition import ClientLoaders
-from lightning_edgesplit.runtime.planning import costs_of
-from lightning_edgesplit.scheduling import Costs, Fixed, InfeasibleError, LatencyModel, Plan, make_policy, simulate
+from lightning_edgesplit.runtime.planning import Planner
+from lightning_edgesplit.scheduling import Fixed, InfeasibleError, Plan, Policy, make_policy
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import Cuts, default_folder, find_cuts
 from lightning_edgesplit.splitting.batch import batch_size
 
@@ -27,14 +28,12 @@ class Planned:
         scenario: The scenario.
         system: The system.
         plan: What it decided.
-        costs: What it decided on.
         expected: The round, simulated.
     """
 
     scenario: Scenario
     system: System
     plan: Plan
-    costs: Costs
     expected: SimulatedRound
 
 
@@ -59,7 +58,7 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
             if key not in cuts:
                 cuts[key] = _cuts(scenario.model, loaders.sample(), comparison.trainer, options)
             try:
-                planned.append(_plan(scenario, system, cuts[key], loaders))
+                planned.append(_plan(scenario, system, options, cuts[key], loaders))
             except InfeasibleError as error:
                 raise ValueError(
                     f"scenario {scenario.name!r}, system {system.label!r}: {error} Nothing was trained."
@@ -99,20 +98,25 @@ def _optimizer(configured: Any) -> Optimizer | None:
     return configured if isinstance(configured, Optimizer) else None
 
 
-def _plan(scenario: Scenario, system: System, cuts: Cuts, loaders: ClientLoaders) -> Planned:
-    count = len(scenario.profiles)
-    batches = [len(loaders.of(k)) for k in range(count)]
+def _plan(scenario: Scenario, system: System, options: dict[str, Any], cuts: Cuts, loaders: ClientLoaders) -> Planned:
+    names = [profile.name for profile in scenario.profiles]
+    batches = [len(loaders.of(k)) for k in range(len(names))]
     steps = [min(own, scenario.round_steps or own) for own in batches]
-    costs = costs_of(cuts, [batch_size(loaders.sample())] * count, steps)
-    if system.policy is None:
-        given = system.options["cuts"]
-        names = [given] * count if isinstance(given, str) else list(given)
-        if len(names) != count:
-            raise ValueError(f"cuts={given!r} names {len(names)} cuts for {count} clients: give one, or one for each.")
-        policy: Any = Fixed(tuple(cuts.find(name).name for name in names))
-    else:
-        policy = make_policy(system.policy)
-    plan = policy.plan(costs, scenario.profiles, scenario.server)
-    plan = replace(plan, server_model=system.options.get("server_model", plan.server_model))
-    expected = simulate(LatencyModel(costs, scenario.profiles, scenario.server), plan)
-    return Planned(scenario, system, replace(plan, predicted=expected.ends), costs, expected)
+    batch = [batch_size(loaders.sample())] * len(names)
+    planner = Planner(
+        cuts, _policy(system, cuts, len(names)), scenario.profiles, scenario.server, batch, learning=False,
+        trace=None if scenario.trace is None else Trace.load(scenario.trace, names),
+        server_model=options.get("server_model", "per_client"), aggregated=options.get("aggregated", 0.0),
+    )  # fmt: skip
+    plan, expected = planner.plan(steps, 0.0)
+    return Planned(scenario, system, replace(plan, predicted=expected.ends), expected)
+
+
+def _policy(system: System, cuts: Cuts, clients: int) -> Policy:
+    if system.policy is not None:
+        return make_policy(system.policy)
+    given = system.options["cuts"]
+    names = [given] * clients if isinstance(given, str) else list(given)
+    if len(names) != clients:
+        raise ValueError(f"cuts={given!r} names {len(names)} cuts for {clients} clients: give one, or one for each.")
+    return Fixed(tuple(cuts.find(name).name for name in names))

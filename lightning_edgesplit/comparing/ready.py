@@ -44,9 +44,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD, and a step of the schedule per epoch."""
-        optimizer = torch.optim.SGD(
-            self.parameters(), lr=self._lr, momentum=self._momentum, weight_decay=self._decay
-        )
+        optimizer = torch.optim.SGD(self.parameters(), lr=self._lr, momentum=self._momentum, weight_decay=self._decay)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs or 1)]
 
 
@@ -66,7 +64,7 @@ def cnn(width: int = 24, lr: float = 0.05, momentum: float = 0.9, weight_decay: 
 
 
 def resnet18(classes: int = 10, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 5e-4) -> Classifier:
-    """torchvision's ResNet-18 with the stem that is usual for 32×32 images."""
+    """ResNet-18 of torchvision with the stem that is usual for 32×32 images."""
     from torchvision.models import resnet18 as torchvisions
 
     net = torchvisions(num_classes=classes)
@@ -76,7 +74,7 @@ def resnet18(classes: int = 10, lr: float = 0.05, momentum: float = 0.9, weight_
 
 
 def vgg11(classes: int = 10, lr: float = 0.02, momentum: float = 0.9, weight_decay: float = 5e-4) -> Classifier:
-    """torchvision's VGG-11 with batch norm and the classifier that is usual for 32×32 images: one linear layer."""
+    """VGG-11 of torchvision with batch norm and the classifier that is usual for 32×32 images: one linear layer."""
     from torchvision.models import vgg11_bn
 
     net = vgg11_bn(num_classes=classes)

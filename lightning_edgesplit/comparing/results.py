@@ -96,7 +96,7 @@ def row_of(record: dict[str, Any], target: Target) -> Row:
 
 
 def energies(record: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Joules of all clients while they compute, and with their idle times; None unless every client's power is known."""
+    """Joules of all clients while they compute, and with idle times; None unless every client's power is known."""
     clients, rounds = record["clients"], record["rounds"]
     busy = [0.0] * len(clients)
     for one in rounds:

@@ -72,7 +72,7 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
     torch.set_num_threads(order.threads)
     pl.seed_everything(order.seed, workers=True, verbose=False)
     profiles, server = load_clients(order.world)
-    chosen = {} if order.policy is None else {"policy": make_policy(order.policy)}
+    chosen: Any = {} if order.policy is None else {"policy": make_policy(order.policy)}
     strategy = EdgeSplitStrategy(
         clients=profiles, server=server, partition=order.partition, round_steps=order.round_steps,
         participation=order.participation, clock="virtual", trace=order.trace, **chosen, **order.options,

@@ -59,7 +59,9 @@ def columns(comparison: Comparison, results: Sequence[Result]) -> list[Column]:
     made = [Column("round, s", "seconds_per_round")]
     made += [Column(f"to {_goal(goal, share)}, s", time_column(target, goal)) for goal in target.values]
     made += [
-        Column(f"{target.metric}{', %' if share else ''}", f"final_{target.metric}", 100.0 if share else 1.0, target.mode),
+        Column(
+            f"{target.metric}{', %' if share else ''}", f"final_{target.metric}", 100.0 if share else 1.0, target.mode
+        ),
         Column("up, MB", "bytes_up", 1e-6),
         Column("down, MB", "bytes_down", 1e-6),
         Column("idle, %", "idle_fraction", 100.0),
@@ -182,7 +184,7 @@ def _caption(comparison: Comparison) -> str:
     interval = ", with the 95 % confidence interval of Student's t" if seeds > 1 else ""
     return (
         f"{over}; times are emulated. Speed-ups are over {comparison.baseline}, seed by seed{interval}. Best in bold;"
-        " \"-\": not reached by every seed, or not known."
+        ' "-": not reached by every seed, or not known.'
     )
 
 

@@ -59,7 +59,9 @@ class ClientProfile:
             power_idle=self.power_idle,
         )
         if self.power_busy is not None and self.power_idle is not None and self.power_idle > self.power_busy:
-            raise ValueError(f"power_idle={self.power_idle} of {owner} exceeds power_busy={self.power_busy}: swap them.")
+            raise ValueError(
+                f"power_idle={self.power_idle} of {owner} is above power_busy={self.power_busy}: swap them."
+            )
         if not 0 <= self.latency < float("inf"):
             raise ValueError(f"latency={self.latency} of {owner} must be >= 0 seconds and finite.")
         if self.flops is not None and self.slowdown is not None:

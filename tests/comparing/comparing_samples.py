@@ -18,7 +18,9 @@ model: {class_path: comparing_samples.Tiny}
 data: {class_path: comparing_samples.Vectors}
 scenarios:
   - name: two
-    clients: [{name: slow, flops: 1e6, power_busy: 5, power_idle: 1}, {name: fast, flops: 1e7, power_busy: 9, power_idle: 2}]
+    clients:
+      - {name: slow, flops: 1e6, power_busy: 5, power_idle: 1}
+      - {name: fast, flops: 1e7, power_busy: 9, power_idle: 2}
     server: {flops: 1e9, uplink: 1e6, downlink: 1e6}
     round_steps: 2
 systems:

@@ -87,7 +87,9 @@ def test_again_with_another_number_of_processes_gives_the_same_bytes(compared):
     for name in ("results.csv", "results.jsonl", "rounds.csv", "table.md", "table.tex", "figures/two/cuts.png"):
         assert (compared / "one" / name).read_bytes() == (compared / "two" / name).read_bytes(), name
     for path in (compared / "one" / "runs").rglob("*.json"):
-        assert path.read_bytes() == (compared / "two" / "runs" / path.relative_to(compared / "one" / "runs")).read_bytes()
+        assert (
+            path.read_bytes() == (compared / "two" / "runs" / path.relative_to(compared / "one" / "runs")).read_bytes()
+        )
 
 
 def test_what_is_finished_is_kept_and_what_is_missing_or_of_another_configuration_is_run(compared, capsys):

@@ -30,7 +30,9 @@ def test_what_is_said_at_the_top_holds_for_all_and_a_scenario_may_say_otherwise(
         "clients: [{name: a, times: a.csv}, {flops: 1e6, count: 2}]\nserver: {flops: 1e9}"
     )
     (tmp_path / "clients" / "a.csv").write_text("cut,client_forward_seconds,client_backward_seconds\nend,0.1,0.2\n")
-    path = written(tmp_path, scenario__clients="clients/three.yaml", scenario__batch=16, scenario__server={"flops": 2e9})
+    path = written(
+        tmp_path, scenario__clients="clients/three.yaml", scenario__batch=16, scenario__server={"flops": 2e9}
+    )
     comparison = load_comparison(path)
     (scenario,) = comparison.scenarios
     assert [p.name for p in scenario.profiles] == ["a", "client-1", "client-2"]

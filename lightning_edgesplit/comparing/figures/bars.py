@@ -90,7 +90,8 @@ def bytes_figure(systems: Sequence[tuple[str, Sequence[Result]]]) -> Figure:
     shown = [(label, own) for label, own in systems if own]
     figure, (axes,) = new(0.85 + 0.26 * len(shown))
     mean = {
-        way: [sum(result.row[f"bytes_{way}"] for result in own) / len(own) for _, own in shown] for way in ("up", "down")
+        way: [sum(result.row[f"bytes_{way}"] for result in own) / len(own) for _, own in shown]
+        for way in ("up", "down")
     }
     factor, unit = byte_unit(max(max(values) for values in mean.values()))
     largest = max(max(values) for values in mean.values()) / factor

@@ -1,4 +1,4 @@
-"""How figures look: the width of a column, eight colours that everybody can tell apart, and a marker for each system."""
+"""How figures look: the width of a column, colours that everybody can tell apart, and a marker for each system."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 7.5,
     "axes.labelsize": 7.5,
