@@ -1,4 +1,4 @@
-"""What one run is told, as plain JSON, and its fingerprint."""
+"""What one run is told, as plain JSON, its fingerprint, and the strategy that this makes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
 from lightning_edgesplit.comparing.making import source_of
+from lightning_edgesplit.scheduling import load_clients, make_policy
+from lightning_edgesplit.strategy import EdgeSplitStrategy
 
 FORMAT = 1
 """Of a run's record; records of another format are made anew."""
@@ -75,6 +77,21 @@ def orders_of(comparison: Comparison) -> list[Order]:
         for seed in comparison.seeds
         for system in comparison.systems
     ]
+
+
+def strategy_of(order: Order) -> EdgeSplitStrategy:
+    """The strategy that the run is trained with.
+
+    Raises:
+        ValueError: If it refuses an argument.
+        TypeError: The same.
+    """
+    profiles, server = load_clients(order.world)
+    chosen: Any = {} if order.policy is None else {"policy": make_policy(order.policy)}
+    return EdgeSplitStrategy(
+        clients=profiles, server=server, partition=order.partition, round_steps=order.round_steps,
+        participation=order.participation, clock="virtual", trace=order.trace, **chosen, **order.options,
+    )  # fmt: skip
 
 
 def _order(comparison: Comparison, scenario: Scenario, system: System, seed: int) -> Order:

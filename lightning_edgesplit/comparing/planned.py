@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
 from lightning_edgesplit.comparing.making import made, training_loader
+from lightning_edgesplit.comparing.orders import orders_of, strategy_of
 from lightning_edgesplit.runtime.partition import ClientLoaders
 from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.scheduling import Fixed, InfeasibleError, Plan, Policy, make_policy
@@ -48,6 +49,11 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
         ValueError: With scenario and system, if a policy cannot plan: for memory, the message says which client lacks
             how much.
     """
+    for order in orders_of(comparison):
+        try:
+            strategy_of(order)  # refuses what does not go together
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"scenario {order.scenario!r}, system {order.system!r}: {error}") from error
     cuts: dict[str, Cuts] = {}
     planned = []
     for scenario in comparison.scenarios:

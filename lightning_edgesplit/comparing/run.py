@@ -26,9 +26,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_edgesplit.comparing.files import FULL, write
 from lightning_edgesplit.comparing.making import made
-from lightning_edgesplit.comparing.orders import FORMAT, Order
+from lightning_edgesplit.comparing.orders import FORMAT, Order, strategy_of
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport
-from lightning_edgesplit.scheduling import load_clients, make_policy
 from lightning_edgesplit.strategy import EdgeSplitStrategy
 
 
@@ -71,12 +70,7 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
     """
     torch.set_num_threads(order.threads)
     pl.seed_everything(order.seed, workers=True, verbose=False)
-    profiles, server = load_clients(order.world)
-    chosen: Any = {} if order.policy is None else {"policy": make_policy(order.policy)}
-    strategy = EdgeSplitStrategy(
-        clients=profiles, server=server, partition=order.partition, round_steps=order.round_steps,
-        participation=order.participation, clock="virtual", trace=order.trace, **chosen, **order.options,
-    )  # fmt: skip
+    strategy = strategy_of(order)
     logger: Any = False
     if board is not None:
         shutil.rmtree(board, ignore_errors=True)  # of a run with another configuration

@@ -52,16 +52,13 @@ class Progress:
         kept: Those of them that were finished before.
         done: Those that this command finished, failed ones included.
         running: Fraction of each run that is under way.
-        seconds: Wall-clock seconds of each run that was finished.
         started: When the first was started, monotonic.
     """
 
     runs: int
     kept: int
-    processes: int
     done: int = 0
     running: dict[Path, float] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -124,7 +121,7 @@ def run_all(
         KeyboardInterrupt: As it came, after all runs are ended.
     """
     waiting = [order for order in orders if not finished(output, order)]
-    progress = Progress(len(orders), len(orders) - len(waiting), processes)
+    progress = Progress(len(orders), len(orders) - len(waiting))
     failures: list[Failure] = []
     children: dict[int, _Child] = {}
     with selectors.DefaultSelector() as selector:
@@ -221,9 +218,7 @@ def _ended(child: _Child, output: Path, progress: Progress) -> Failure | None:
         )
     code = child.process.returncode
     if code == 0 and finished(output, child.order):
-        seconds = time.monotonic() - child.began
-        progress.seconds.append(seconds)
-        _note(output, child.order, seconds)
+        _note(output, child.order, time.monotonic() - child.began)
         return None
     how = f"its process ended by signal {-code}" if code < 0 else f"its process ended with status {code}"
     return Failure(child.order, child.error or how, child.log)

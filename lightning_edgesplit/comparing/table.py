@@ -140,12 +140,15 @@ def with_spread(made: Summary) -> str:
 
     Where all seeds have the same value, as times have on the virtual clock, the mean stands alone.
     """
+    alone = digits(made.mean) if made.mean >= 0 else f"{made.mean:.3g}"
     if not made.std or made.std < 1e-9 * abs(made.mean):
-        return digits(made.mean) if made.mean >= 0 else f"{made.mean:.3g}"
+        return alone
     places = 1 - math.floor(math.log10(made.std))
     if made.mean:
         places = min(places, 3 - math.floor(math.log10(abs(made.mean))))
     places = max(0, places)
+    if not round(made.std, places):
+        return alone
     return f"{made.mean:.{places}f} ± {made.std:.{places}f}"
 
 

@@ -104,6 +104,13 @@ def test_a_client_without_room_for_any_cut_is_named_before_anything_is_trained(t
     assert not output.exists()
 
 
+def test_what_does_not_go_together_is_refused_before_anything_is_trained(tmp_path, capsys):
+    path = written(tmp_path, systems=[{"policy": "uniform", "optimizer_state": "forget"}])
+    with pytest.raises(SystemExit):
+        main(["compare", str(path), "--only-plan"])
+    assert "scenario 'two', system 'uniform': optimizer_state='forget' is unknown" in capsys.readouterr().err
+
+
 def test_the_fingerprint_changes_with_what_the_numbers_depend_on_and_with_nothing_else(tmp_path):
     def prints(**changes):
         return {o.fingerprint for o in orders_of(load_comparison(written(tmp_path, **changes)))}
