@@ -18,7 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
-from lightning_edgesplit.scheduling import ClientProfile, Fixed, Policy, ServerProfile, load_clients, make_policy
+from lightning_edgesplit.runtime.server_models import ServerModel, make_server_model
+from lightning_edgesplit.scheduling import (
+    ClientProfile,
+    Fixed,
+    Plan,
+    Policy,
+    PolicyLike,
+    ServerProfile,
+    load_clients,
+    make_policy,
+)
 from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
@@ -56,7 +66,7 @@ def profiles(clients: Clients, server: ServerProfile | None) -> tuple[list[Clien
     return made, server or from_file or ServerProfile()
 
 
-def policy(policy: str | Policy, cuts: str | Sequence[str] | None, count: int) -> tuple[Policy, list[str] | None]:
+def policy(policy: PolicyLike, cuts: str | Sequence[str] | None, count: int) -> tuple[Policy, list[str] | None]:
     """The policy, and the cuts that the user named, if any.
 
     Raises:
@@ -72,6 +82,48 @@ def policy(policy: str | Policy, cuts: str | Sequence[str] | None, count: int) -
     if len(names) != count:
         raise ValueError(f"cuts={cuts!r} names {len(names)} cuts for {count} clients: give one, or one per client.")
     return Fixed(tuple(names)), names
+
+
+def server_model(
+    given: str | None, aggregated: float | None, policy: Policy, optimizer_state: str, second_cut: str | None
+) -> tuple[ServerModel, float]:
+    """The server-side model and φ that are trained: those of the policy, unless the user says otherwise.
+
+    Raises:
+        ValueError: If the policy plans for another one than the user wants.
+    """
+    own, phi = getattr(policy, "server_model", "per_client"), float(getattr(policy, "phi", 0.0))
+    name = own if given is None else given
+    if own not in ("per_client", name):
+        raise ValueError(
+            f"server_model={name!r} does not go with policy={policy.name!r}, which plans for {own!r}: leave"
+            " `server_model` out, or use another policy."
+        )
+    fraction = (phi if own == "shared" else 0.0) if aggregated is None else aggregated
+    return make_server_model(name, optimizer_state, second_cut, fraction), fraction
+
+
+def check_plan(plan: Plan, clock: str) -> None:
+    """Refuses a plan that a run would not follow, whatever its predicted times say.
+
+    Raises:
+        ValueError: Naming the policy, what it plans and the way out.
+    """
+    parts = max(plan.micro_batches, default=1)
+    refused = {
+        "micro_batches": (parts > 1, parts, "a run has each batch under way as a whole"),
+        "server_shares": (
+            bool(plan.server_shares) and clock == "wall",
+            plan.server_shares,
+            "the server's speed is not divided on the wall clock",
+        ),
+    }
+    for option, (cannot, value, why) in refused.items():
+        if cannot:
+            raise ValueError(
+                f"policy={plan.policy!r} plans {option}={value!r}, and {why}: use another policy, or compare this one"
+                " without training, by `edgesplit plan`."
+            )
 
 
 def second_cut(name: str | None) -> str | None:

@@ -40,11 +40,10 @@ from lightning_edgesplit.runtime.resume import Resume
 from lightning_edgesplit.runtime.rounds import Round, Rounds, limited
 from lightning_edgesplit.runtime.second_cut import clients_loss
 from lightning_edgesplit.runtime.server import Server
-from lightning_edgesplit.runtime.server_models import make_server_model
 from lightning_edgesplit.runtime.timetable import Timetable
 from lightning_edgesplit.runtime.whole import WholeModels
 from lightning_edgesplit.runtime.wire import Frame
-from lightning_edgesplit.scheduling import Fixed, Plan, Policy, ServerProfile
+from lightning_edgesplit.scheduling import Plan, PolicyLike, ServerProfile, with_fixed
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cuts
@@ -71,9 +70,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             (SplitFed-V1, EdgeSplit); ``"sequential"``: clients take turns with one model (vanilla split learning);
             ``"splitfed-v2"``: one server-side model that steps per arrival, client after client in random order;
             ``"shared"``: one server-side model that takes one step per local step of all clients (PSL, EPSL). The
-            classes in `runtime.server_models` define each.
+            classes in `runtime.server_models` define each. None: what the policy plans for, ``"per_client"`` mostly.
         aggregated: With ``server_model="shared"``, φ of EPSL: the fraction of each batch whose gradients at the last
-            layer are aggregated over the clients before the backward pass; 0: none (PSL). See `runtime.epsl`.
+            layer are aggregated over the clients before the backward pass; 0: none (PSL). None: the policy's φ, else 0.
+            See `runtime.epsl`.
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
@@ -109,11 +109,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def __init__(
         self,
         clients: options.Clients = 4,
-        policy: str | Policy = "edgesplit",
+        policy: PolicyLike = "edgesplit",
         cuts: str | Sequence[str] | None = None,
         server: ServerProfile | None = None,
-        server_model: str = "per_client",
-        aggregated: float = 0.0,
+        server_model: str | None = None,
+        aggregated: float | None = None,
         round_steps: int | None = None,
         partition: Partition = "iid",
         private: str | Sequence[str] | None = None,
@@ -132,14 +132,17 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._policy, self._wanted = options.policy(policy, cuts, count)
         options.check(round_steps, partition, participation, optimizer_state, clock, timeout, count)
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
-        options.check_virtual(clock, server_model)
+        self.server_model, self.aggregated = options.server_model(
+            server_model, aggregated, self._policy, optimizer_state, second_cut
+        )
+        options.check_virtual(clock, self.server_model.name)
         self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
-        self.processes = options.processes(processes, count, partition, clock, server_model, self._launcher_name)
+        self.processes = options.processes(
+            processes, count, partition, clock, self.server_model.name, self._launcher_name
+        )
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
-        self.server_model = make_server_model(server_model, optimizer_state, second_cut, aggregated)
-        self.aggregated = aggregated
         self.private = [private] if isinstance(private, str) else private
         self.second_cut = options.second_cut(second_cut)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
@@ -243,8 +246,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         )  # fmt: skip
         self.cuts = self._cutting.find()
         policy, clients = self._policy, len(self.profiles)
-        if isinstance(policy, Fixed):  # full names for what the user may have shortened
-            policy = replace(policy, cuts=tuple(self.cuts.find(name).name for name in policy.cuts))
+        find = self.cuts.find  # full names for what the user may have shortened
+        policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(find(name).name for name in own.cuts)))
         self._planner = Planner(
             self.cuts, policy, self.profiles, self.server_profile,
             batch=[batch_size(batch)] * clients,
@@ -257,13 +260,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             trace=self._trace,
             server_model=self.server_model.name,
             aggregated=self.aggregated,
+            split=self.server_model.one,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module
         self._last_layer = find_last_layer(module, batch, context) if self.aggregated else None
-        plan, _ = self._planner.plan(
-            [self.round_steps or 1] * clients
-        )  # refuses what cannot be, before processes start
+        plan, _ = self._planner.plan([self.round_steps or 1] * clients)  # refuses what cannot be, before clients start
         self._check_plan(plan)
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
@@ -357,6 +359,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _check_plan(self, plan: Plan) -> None:
         """Refuses a plan that the server-side model cannot be trained with."""
         assert self._planner is not None
+        options.check_plan(plan, self.clock)
         cuts = [self._planner.cuts.find(name) for name in plan.cuts]
         self.server_model.check_cuts(plan.policy, cuts)
         if self._last_layer is not None:

@@ -16,8 +16,9 @@ import pytest
         ("lightning_edgesplit.splitting", "END Cut CutProfile Cuts default_folder find_cuts time_cuts"),
         (
             "lightning_edgesplit.scheduling",
-            "POLICIES ClientProfile Corrections Costs CutCost EdgeSplit Exact FedAvg Fixed InfeasibleError LatencyModel"
-            " Plan Policy ServerProfile Uniform load_clients make_policy simulate",
+            "ASFL ASFLCode ASFLThresholds ByRound Channel ClientProfile Corrections Costs CutCost EPSL ESFL EdgeSplit"
+            " Exact FedAvg Fixed InfeasibleError LatencyModel Overlapped POLICIES Plan Policy PolicyLike RandomCuts"
+            " SequentialSplit ServerProfile Uniform for_round load_clients make_policy simulate with_fixed",
         ),
         (
             "lightning_edgesplit.monitoring",

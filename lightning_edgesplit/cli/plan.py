@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lightning_edgesplit.scheduling import (
     POLICIES,
@@ -14,6 +20,7 @@ from lightning_edgesplit.scheduling import (
     LatencyModel,
     Plan,
     ServerProfile,
+    for_round,
     load_clients,
     make_policy,
     simulate,
@@ -26,7 +33,13 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("plan", help="plan a round from costs and client profiles, beside the other policies")
     parser.add_argument("clients", help="YAML file with `clients:` and `server:`")
     parser.add_argument("costs", help="JSON file that `EdgeSplitStrategy.save_costs` or `Costs.save` wrote")
-    parser.add_argument("--policy", default="edgesplit", help=f"one of {', '.join(POLICIES)} (default: %(default)s)")
+    parser.add_argument(
+        "--policy",
+        default="edgesplit",
+        help=f"one of {', '.join(POLICIES)}, with +pipar behind it for micro-batches in flight; my_package.MyPolicy;"
+        " or a mapping with parameters, '{policy: epsl, phi: 0.5}' (default: %(default)s)",
+    )
+    parser.add_argument("--round", type=int, default=0, help="which round, for policies that draw (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="samples per local step; default: what the costs say")
     parser.add_argument("--steps", type=int, help="local steps per round; default: what the costs say")
     parser.add_argument("--figure", help="file for a picture of the planned round (png, pdf, svg)")
@@ -46,14 +59,20 @@ def run(options: argparse.Namespace) -> int:
         steps=_for_each(options.steps, costs.steps, count, "steps"),
     )
     model = LatencyModel(costs, profiles, server)
-    plan = make_policy(options.policy).plan(costs, profiles, server)
+    sys.path.insert(0, str(Path.cwd()))  # as `python script.py` in this folder would have it
+    wanted = _policy(options.policy)
+
+    def planned(policy: Any) -> Plan:
+        return for_round(make_policy(policy), 0, options.round).plan(costs, profiles, server)
+
+    plan = planned(wanted)
     simulated = simulate(model, plan)
     plan = replace(plan, predicted=simulated.ends)
     others = {}
     for name in POLICIES:
         if name != plan.policy:
             try:
-                others[name] = simulate(model, make_policy(name).plan(costs, profiles, server)).round_time
+                others[name] = simulate(model, planned(name)).round_time
             except InfeasibleError:
                 continue  # not for these clients
     names = [profile.name for profile in profiles]
@@ -66,6 +85,16 @@ def run(options: argparse.Namespace) -> int:
 
         print_plan(plan, names, others)
     return 0
+
+
+def _policy(text: str) -> Any:
+    """A name as it is, ``{policy: …, …}`` as the mapping that it writes."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"--policy={text!r} is no mapping: write it as '{{policy: epsl, phi: 0.5}}'.") from error
 
 
 def _draw(plan: Plan, simulated: SimulatedRound, costs: Costs, names: list[str], path: str) -> None:

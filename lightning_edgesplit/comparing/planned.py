@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
@@ -19,6 +20,7 @@ from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import Cuts, default_folder, find_cuts
 from lightning_edgesplit.splitting.batch import batch_size
+from lightning_edgesplit.strategy import EdgeSplitStrategy
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
         ValueError: With scenario and system, if a policy cannot plan: for memory, the message says which client lacks
             how much.
     """
+    strategies = {}
     for order in orders_of(comparison):
         try:
-            strategy_of(order)  # refuses what does not go together
+            strategies[order.scenario, order.system] = strategy_of(order)  # refuses what does not go together
         except (ValueError, TypeError) as error:
             raise ValueError(f"scenario {order.scenario!r}, system {order.system!r}: {error}") from error
     cuts: dict[str, Cuts] = {}
@@ -64,7 +67,7 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
             if key not in cuts:
                 cuts[key] = _cuts(scenario.model, loaders.sample(), comparison.trainer, options)
             try:
-                planned.append(_plan(scenario, system, options, cuts[key], loaders))
+                planned.append(_plan(scenario, system, strategies[scenario.name, system.label], cuts[key], loaders))
             except InfeasibleError as error:
                 raise ValueError(
                     f"scenario {scenario.name!r}, system {system.label!r}: {error} Nothing was trained."
@@ -76,7 +79,13 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
 
 def _loaders(scenario: Scenario, seed: int) -> ClientLoaders:
     try:
-        loader = training_loader(made(scenario.data.class_path, scenario.data.init_args, "data"))
+        data = made(scenario.data.class_path, scenario.data.init_args, "data")
+        if not (isinstance(data, pl.LightningDataModule) and is_overridden("val_dataloader", data)):
+            raise ValueError(
+                f"data={scenario.data.class_path!r} gives nothing to validate on: give a LightningDataModule with a"
+                " val_dataloader, since accuracy over time is measured there."
+            )
+        loader = training_loader(data)
         return ClientLoaders(lambda: loader, scenario.partition, len(scenario.profiles), seed)
     except (ValueError, TypeError) as error:
         raise ValueError(f"scenario {scenario.name!r}: {error}") from error
@@ -104,7 +113,9 @@ def _optimizer(configured: Any) -> Optimizer | None:
     return configured if isinstance(configured, Optimizer) else None
 
 
-def _plan(scenario: Scenario, system: System, options: dict[str, Any], cuts: Cuts, loaders: ClientLoaders) -> Planned:
+def _plan(
+    scenario: Scenario, system: System, strategy: EdgeSplitStrategy, cuts: Cuts, loaders: ClientLoaders
+) -> Planned:
     names = [profile.name for profile in scenario.profiles]
     batches = [len(loaders.of(k)) for k in range(len(names))]
     steps = [min(own, scenario.round_steps or own) for own in batches]
@@ -112,7 +123,7 @@ def _plan(scenario: Scenario, system: System, options: dict[str, Any], cuts: Cut
     planner = Planner(
         cuts, _policy(system, cuts, len(names)), scenario.profiles, scenario.server, batch, learning=False,
         trace=None if scenario.trace is None else Trace.load(scenario.trace, names),
-        server_model=options.get("server_model", "per_client"), aggregated=options.get("aggregated", 0.0),
+        server_model=strategy.server_model.name, aggregated=strategy.aggregated, split=strategy.server_model.one,
     )  # fmt: skip
     plan, expected = planner.plan(steps, 0.0)
     return Planned(scenario, system, replace(plan, predicted=expected.ends), expected)

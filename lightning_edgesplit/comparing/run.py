@@ -78,15 +78,12 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
     recorder = Recorder(order, strategy, tell)
     ours = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
-        **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, **ours, **order.trainer},
+        **{"num_sanity_val_steps": 0, **ours, **order.trainer},
         strategy=strategy, accelerator="cpu", devices=1, logger=logger, callbacks=[recorder],
     )  # fmt: skip
     data = made(order.data.class_path, order.data.init_args, "data")
     module = made(order.model.class_path, order.model.init_args, "model")
-    if isinstance(data, pl.LightningDataModule):
-        trainer.fit(module, datamodule=data)
-    else:
-        trainer.fit(module, data)
+    trainer.fit(module, datamodule=data)
     if not recorder.curve:
         raise ValueError(
             f"{order.metric!r} was never logged, since nothing was validated: give the data a val_dataloader."

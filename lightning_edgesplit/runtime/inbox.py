@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_edgesplit.errors import ClientFailedError
@@ -38,10 +38,20 @@ class Inbox:
     Args:
         links: The links to receive from.
         names: How errors call the other ends.
+        at_once: What the receiving threads themselves do with frames of some kinds; those come to nobody else.
+
+    Attributes:
+        over: Links on which nothing more comes: they broke, or the other end has said its last word.
     """
 
-    def __init__(self, links: Sequence[Link], names: Sequence[str]) -> None:
-        self._links, self._names = links, names
+    def __init__(
+        self,
+        links: Sequence[Link],
+        names: Sequence[str],
+        at_once: Mapping[Kind, Callable[[int, Frame], None]] | None = None,
+    ) -> None:
+        self._links, self._names, self._at_once = links, names, dict(at_once or {})
+        self.over: set[int] = set()
         self._queue: queue.SimpleQueue[tuple[int, Letter | Exception]] = queue.SimpleQueue()
         self._held: list[Letter] = []
         self._threads = [
@@ -55,11 +65,16 @@ class Inbox:
         try:
             while True:
                 frame = self._links[link].receive()
+                if frame.kind in self._at_once:
+                    self._at_once[frame.kind](link, frame)
+                    continue
                 self._queue.put((link, Letter(link, frame, time.monotonic())))
                 if frame.kind in LAST:
                     return
         except Exception as error:  # told to the thread that waits for this link
             self._queue.put((link, error))
+        finally:
+            self.over.add(link)
 
     def next(self, *kinds: Kind, link: int | None = None, anywhere: tuple[Kind, ...] = ()) -> Letter:
         """Waits for the next frame of one of these kinds; others are held back in their order.

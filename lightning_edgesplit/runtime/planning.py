@@ -20,8 +20,10 @@ from lightning_edgesplit.scheduling import (
     Plan,
     Policy,
     ServerProfile,
+    for_round,
     make_policy,
     simulate,
+    with_fixed,
 )
 from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
@@ -102,6 +104,7 @@ class Planner:
         trace: How the clients' conditions change over time; None: they do not.
         server_model: Which server-side model is trained.
         aggregated: EPSL's φ.
+        split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
     """
 
     def __init__(
@@ -117,15 +120,19 @@ class Planner:
         trace: Trace | None = None,
         server_model: str = "per_client",
         aggregated: float = 0.0,
+        split: bool = False,
     ) -> None:
+        self._split, self._kept = split, ""
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
-    def plan(self, steps: Sequence[int], at: float | None = None) -> tuple[Plan, SimulatedRound]:
-        """The plan of a round with so many local steps per client, and what the round is expected to be like.
+    def plan(
+        self, steps: Sequence[int], at: float | None = None, epoch: int = 0, number: int = 0
+    ) -> tuple[Plan, SimulatedRound]:
+        """The plan of round `number` of an epoch with so many local steps per client, and what it should be like.
 
         With a trace and a time `at` (seconds), when the round begins, the policy knows what holds then, and the
         expected round is one under the trace.
@@ -133,13 +140,17 @@ class Planner:
         A client without a local step takes no part: it has no share, and keeps the cut that it had.
         """
         active = [k for k, count in enumerate(steps) if count]
-        model, policy = self._model(steps, active), self.policy
-        if isinstance(policy, Fixed):
-            policy = replace(policy, cuts=tuple(policy.cuts[k] for k in active), shares=())
-        clients, trace = model.clients, None if at is None else self._trace
+        model, policy = self._model(steps, active), for_round(self.policy, epoch, number)
+        policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(own.cuts[k] for k in active), shares=()))
+        clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
-        some = self._as_trained(policy.plan(model.costs, clients, self.server, model.corrections))
+        if self._split and not isinstance(policy, Fixed):
+            kept = [self._kept] if self._kept else [cut.name for cut in costs.cuts if cut.name != END]
+            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name in kept) or costs.cuts)
+        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections))
+        if self._split:
+            self._kept = some.cuts[0]  # the cut of a model that all clients share stays
         expected = simulate(model, some, trace, at or 0.0)
         places = {k: at for at, k in enumerate(active)}
 
@@ -157,6 +168,7 @@ class Planner:
             predicted=spread(some.predicted, 0.0),
             server_shares=spread(some.server_shares, 0.0) if some.server_shares else (),
             micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
+            channel_rates=spread(some.channel_rates, 0.0) if some.channel_rates else (),
             left_out=tuple(active[k] for k in some.left_out),
         )
         ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})

@@ -102,7 +102,8 @@ class Rounds:
             done = self._resumed[1]
             number = done.number
             if any(done.waiting):
-                yield from self._turns(replace(done, steps=done.waiting))
+                waiting = self._choose(epoch, number, done.waiting)
+                yield from self._turns(replace(done, steps=waiting))
             left = [n - waiting for n, waiting in zip(done.left, done.waiting, strict=True)]
         while any(left):
             steps = [min(n, self._round_steps or n) for n in left]

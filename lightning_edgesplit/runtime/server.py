@@ -17,7 +17,7 @@ from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join
-from lightning_edgesplit.runtime.seat import Orders, Seat, Service
+from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
@@ -112,7 +112,8 @@ class Server:
             raise
 
     def _take_seats(self, names: Sequence[str]) -> list[Seat]:
-        return [Seat(name, link) for name, link in zip(names, self.links, strict=True)]
+        shared = Behind() if self.kind.one else None
+        return [Seat(name, link, shared) for name, link in zip(names, self.links, strict=True)]
 
     def _open_inbox(self, names: Sequence[str]) -> Inbox:
         return Inbox(self.links, names)

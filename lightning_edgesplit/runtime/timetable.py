@@ -76,14 +76,14 @@ class Timetable:
         if (epoch, number) not in self._ahead:
             self._ahead = {key: entry for key, entry in self._ahead.items() if key[0] == epoch}
             begins = max((entry.ends for entry in self._ahead.values()), default=self.now)
-            self._ahead[epoch, number] = self._entry(steps, begins)
+            self._ahead[epoch, number] = self._entry(steps, begins, epoch, number)
         return self._ahead[epoch, number].steps
 
     def entry(self, epoch: int, number: int) -> Entry:
         """A round as it begins; `choose` was asked for it before."""
         ahead = self._ahead[epoch, number]
         if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
-            plan, expected = self._planner.plan(ahead.steps, ahead.begins)
+            plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number)
             ahead = self._ahead[epoch, number] = replace(ahead, plan=plan, expected=expected)
         return ahead
 
@@ -96,7 +96,7 @@ class Timetable:
         begins = self.now
         for key, entry in self._ahead.items():
             if entry.begins >= self.now:
-                renewed = self._entry(entry.steps, max(begins, entry.begins))
+                renewed = self._entry(entry.steps, max(begins, entry.begins), *key)
                 if renewed.steps != entry.steps:
                     raise ValueError(
                         f"policy={renewed.plan.policy!r} leaves out other clients than before, now that what is trained"
@@ -108,11 +108,11 @@ class Timetable:
         """Forgets what was planned ahead: the run goes on in the middle of an epoch."""
         self._ahead = {}
 
-    def _entry(self, steps: Sequence[int], begins: float) -> Entry:
+    def _entry(self, steps: Sequence[int], begins: float, epoch: int, number: int) -> Entry:
         taking = list(steps)
         if self._trace is not None:
             begins, taking = self._available(steps, begins)
-        plan, expected = self._planner.plan(taking, begins)
+        plan, expected = self._planner.plan(taking, begins, epoch, number)
         taking = [0 if k in plan.left_out else count for k, count in enumerate(taking)]
         return Entry(taking, plan, expected, begins, self._planner.corrections)
 

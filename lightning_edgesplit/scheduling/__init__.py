@@ -7,20 +7,40 @@ from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.policies import (
+    ASFL,
+    EPSL,
+    ESFL,
     POLICIES,
+    ASFLCode,
+    ASFLThresholds,
+    ByRound,
+    Channel,
     EdgeSplit,
     Exact,
     FedAvg,
     Fixed,
+    Overlapped,
     Policy,
+    PolicyLike,
+    RandomCuts,
+    SequentialSplit,
     Uniform,
+    for_round,
     make_policy,
+    with_fixed,
 )
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 from lightning_edgesplit.scheduling.simulate import simulate
 
 __all__ = [
+    "ASFL",
+    "EPSL",
+    "ESFL",
     "POLICIES",
+    "ASFLCode",
+    "ASFLThresholds",
+    "ByRound",
+    "Channel",
     "ClientProfile",
     "Corrections",
     "Costs",
@@ -31,11 +51,17 @@ __all__ = [
     "Fixed",
     "InfeasibleError",
     "LatencyModel",
+    "Overlapped",
     "Plan",
     "Policy",
+    "PolicyLike",
+    "RandomCuts",
+    "SequentialSplit",
     "ServerProfile",
     "Uniform",
+    "for_round",
     "load_clients",
     "make_policy",
     "simulate",
+    "with_fixed",
 ]

@@ -40,6 +40,8 @@ class Plan:
         compression: One of `COMPRESSIONS`.
         server_model: One of `SERVER_MODELS`.
         aggregated: EPSL's φ: the fraction of a batch whose last-layer gradients are averaged over the clients.
+        channel_rates: What each client's radio uplink carries at most, bit/s, beside its own link and its share of the
+            shared one (EPSL); empty: no such limit.
         left_out: Numbers of the clients that take no part, by this policy's choice.
 
     Raises:
@@ -60,6 +62,7 @@ class Plan:
     compression: str = "none"
     server_model: str = "per_client"
     aggregated: float = 0.0
+    channel_rates: tuple[float, ...] = ()
     left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,9 +77,10 @@ class Plan:
             if value not in choices:
                 raise ValueError(f"{option}={value!r} of a plan is unknown: use one of {', '.join(choices)}.")
         count = len(self.cuts)
-        for option in ("shares", "uplink", "downlink", "predicted", "server_shares", "micro_batches"):
+        optional = ("server_shares", "micro_batches", "channel_rates")
+        for option in ("shares", "uplink", "downlink", "predicted", *optional):
             entries = getattr(self, option)
-            if len(entries) != count and not (option in ("server_shares", "micro_batches") and not entries):
+            if len(entries) != count and not (option in optional and not entries):
                 raise ValueError(f"{option} of a plan has {len(entries)} entries for {count} clients: one for each.")
         if any(parts < 1 for parts in self.micro_batches):
             raise ValueError(f"micro_batches={self.micro_batches} of a plan must be at least 1 each.")

@@ -247,6 +247,8 @@ class _Round:
             share = self.plan.shares[client]
             capacity = self._capacities[way]
             own = min(own, share * capacity if capacity < INFINITE else INFINITE)
+        if way == 0 and self.plan.channel_rates:
+            own = min(own, bytes_per_second(self.plan.channel_rates[client]))
         return own if available else 0.0
 
     def _follow(self, client: int, now: float) -> None:
@@ -387,8 +389,8 @@ class _Round:
 
     def _order_of_turns(self) -> list[tuple[int, int, int]]:
         """Where the server serves in a fixed order: (local step, client, micro-batch) in that order, the last first."""
-        if self.plan.order != "in_order":
-            return []
+        if self.plan.order != "in_order" or self.plan.server_model != "per_client":
+            return []  # clients that take turns, or all together, have an order of their own
         turns = [
             (step, k, index)
             for k, client in self._clients.items()
@@ -415,7 +417,7 @@ class _Round:
             "arrival": (now, part.client, part.index),
             "longest_first": (-tail, now, part.client, part.index),
             "in_order": (part.step, part.client, part.index),
-        }[self.plan.order]
+        }[self.plan.order if self._turns or self.plan.order != "in_order" else "arrival"]
         heapq.heappush(self._queue, (key, part))
         self._at(max(now, self._server_free), self._decide, _DECIDES)
 

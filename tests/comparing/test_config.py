@@ -111,6 +111,12 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(tmp_pat
     assert "scenario 'two', system 'uniform': optimizer_state='forget' is unknown" in capsys.readouterr().err
 
 
+def test_data_without_a_validation_set_are_refused_before_anything_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", str(written(tmp_path, data={"class_path": "test_cli.training_data"})), "--only-plan"])
+    assert "gives nothing to validate on" in capsys.readouterr().err
+
+
 def test_the_fingerprint_changes_with_what_the_numbers_depend_on_and_with_nothing_else(tmp_path):
     def prints(**changes):
         return {o.fingerprint for o in orders_of(load_comparison(written(tmp_path, **changes)))}

@@ -55,3 +55,32 @@ def instance(seed: int, clients: int = 3, count: int = 4):
         downlink=10 ** rng.uniform(7, 9),
     )
     return costs, profiles, server
+
+
+def seconds(costs: Costs, clients, server, k: int, cut: int, share: float) -> dict[str, float]:
+    """The oracle's own seconds by phase, per local step and, for the last two, per round; the server at full speed."""
+    cost, client, batch = costs.cuts[cut], clients[k], costs.batch[k]
+    up, down = (
+        min([share * link if link else float("inf"), own or float("inf")]) / 8
+        for link, own in ((server.uplink, client.uplink), (server.downlink, client.downlink))
+    )
+    split = cost.name != "end"
+    message = client.latency if split else 0.0
+    return {
+        "forward": batch * cost.client_forward / client.flops,
+        "uplink": (batch * cost.smashed + cost.step_up) / up + message,
+        "server": batch * cost.server / server.flops if split else 0.0,
+        "downlink": (batch * cost.gradient + cost.step_down) / down + message,
+        "backward": batch * cost.client_backward / client.flops,
+        "download": cost.weights / down + client.latency,
+        "upload": cost.weights / up + client.latency,
+    }
+
+
+STEP = ("forward", "uplink", "server", "downlink", "backward")
+
+
+def round_of(phases: dict[str, float], steps: int, server: float = 1.0) -> float:
+    """Seconds of a client's round with that part of the server's speed."""
+    step = sum(phases[name] / (server if name == "server" and phases[name] else 1.0) for name in STEP)
+    return steps * step + phases["download"] + phases["upload"]

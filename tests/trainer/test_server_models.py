@@ -15,6 +15,7 @@ from small import Classifier, Deterministic, vectors
 from torch.utils.data import DataLoader
 
 from lightning_edgesplit import EdgeSplitStrategy
+from lightning_edgesplit.scheduling import Fixed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
@@ -451,6 +452,14 @@ def test_one_server_side_model_goes_on_from_a_checkpoint_with_the_same_bits(tmp_
         trainer.fit(module, DataLoader(data, batch_size=8), ckpt_path=path)
         states.append(module.state_dict())
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    saved = torch.load(tmp_path / f"step={at}.ckpt", weights_only=True)
+    if rule == "keep":  # the one server-side state is saved as it is, not as a mean of three that rounding changed
+        names = [name for name, _ in module.named_parameters()]
+        for client in saved["edgesplit"]["clients"]:
+            for name in ("net.6.weight", "net.3.weight"):
+                torch.testing.assert_close(
+                    saved["optimizer_states"][0]["state"][names.index(name)], client["state"][name], rtol=0, atol=0
+                )
 
 
 @pytest.mark.parametrize("server_model", ["splitfed-v2", "shared"])
@@ -510,3 +519,20 @@ def test_what_a_shared_model_cannot_do_is_refused_before_any_process_starts(stra
     monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", None)
     with pytest.raises(ValueError, match=message):
         fit(Deterministic(), vectors(32), EdgeSplitStrategy(clients=2, server_model="shared", **strategy), **trainer)
+
+
+class Deepest:
+    """A policy that takes the deepest cut which it is offered."""
+
+    name = "deepest"
+
+    def plan(self, costs, clients, server, corrections=None):
+        names = (costs.cuts[-1].name,) * len(clients)
+        return Fixed(names).plan(costs, clients, server, corrections)
+
+
+@pytest.mark.parametrize(("server_model", "cut"), [("per_client", "end"), ("shared", "net"), ("splitfed-v2", "net")])
+def test_a_policy_leaves_layers_behind_the_cut_for_one_server_side_model(server_model, cut):
+    strategy = EdgeSplitStrategy(clients=2, policy=Deepest(), server_model=server_model, timeout=30)
+    fit(WithAdamW(), vectors(32), strategy, epochs=1)
+    assert strategy.plan.cuts == (cut, cut)

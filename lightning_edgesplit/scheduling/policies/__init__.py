@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from lightning_edgesplit.scheduling.policies.base import Policy
+from lightning_edgesplit.scheduling.policies.asfl import ASFL
+from lightning_edgesplit.scheduling.policies.asfl_code import ASFLCode, ASFLThresholds
+from lightning_edgesplit.scheduling.policies.base import ByRound, Policy, for_round
+from lightning_edgesplit.scheduling.policies.channel import Channel
 from lightning_edgesplit.scheduling.policies.edgesplit import EdgeSplit
+from lightning_edgesplit.scheduling.policies.epsl import EPSL
+from lightning_edgesplit.scheduling.policies.esfl import ESFL
 from lightning_edgesplit.scheduling.policies.exact import Exact
 from lightning_edgesplit.scheduling.policies.fedavg import FedAvg
 from lightning_edgesplit.scheduling.policies.fixed import Fixed
+from lightning_edgesplit.scheduling.policies.making import make
+from lightning_edgesplit.scheduling.policies.overlapped import Overlapped, with_fixed
+from lightning_edgesplit.scheduling.policies.random_cuts import RandomCuts
+from lightning_edgesplit.scheduling.policies.sequential import SequentialSplit
 from lightning_edgesplit.scheduling.policies.uniform import Uniform
 
-POLICIES: dict[str, Any] = {"fedavg": FedAvg, "uniform": Uniform, "edgesplit": EdgeSplit, "exact": Exact}
-"""Policies by name; `Fixed` is chosen by giving cuts."""
+POLICIES: dict[str, Any] = {
+    "fedavg": FedAvg,
+    "sequential": SequentialSplit,
+    "uniform": Uniform,
+    "random": RandomCuts,
+    "asfl-code": ASFLCode,
+    "asfl-thresholds": ASFLThresholds,
+    "asfl": ASFL,
+    "esfl": ESFL,
+    "epsl": EPSL,
+    "edgesplit": EdgeSplit,
+    "exact": Exact,
+}
+"""Policies by name; `Fixed` is chosen by giving cuts, `Overlapped` by a name with ``+pipar`` behind it."""
 
-__all__ = ["POLICIES", "EdgeSplit", "Exact", "FedAvg", "Fixed", "Policy", "Uniform", "make_policy"]
+PolicyLike = str | Mapping[str, Any] | type[Any] | Policy
+"""What `make_policy` takes."""
+
+__all__ = [
+    "ASFL",
+    "EPSL",
+    "ESFL",
+    "POLICIES",
+    "ASFLCode",
+    "ASFLThresholds",
+    "ByRound",
+    "Channel",
+    "EdgeSplit",
+    "Exact",
+    "FedAvg",
+    "Fixed",
+    "Overlapped",
+    "Policy",
+    "PolicyLike",
+    "RandomCuts",
+    "SequentialSplit",
+    "Uniform",
+    "for_round",
+    "make_policy",
+    "with_fixed",
+]
 
 
-def make_policy(policy: str | Policy) -> Policy:
-    """The policy of that name, or the object itself.
+def make_policy(policy: PolicyLike) -> Policy:
+    """The policy that somebody asks for.
+
+    Args:
+        policy: A name of `POLICIES`; one with ``+pipar`` behind it, for micro-batches in flight; a dotted path to a
+            class, function or object (``my_package.MyPolicy``); a mapping with such a name as ``policy`` and parameters
+            beside it (``{"policy": "epsl", "phi": 0.5}``); a class; or an object with a `name` and a method `plan`.
 
     Raises:
-        ValueError: If there is no policy of that name.
-        TypeError: If it is neither a name nor a policy.
+        ValueError: If there is no policy of that name or path, or a parameter is unknown, missing or refused.
+        TypeError: If it is nothing of the kind.
     """
-    if isinstance(policy, str):
-        if policy not in POLICIES:
-            raise ValueError(
-                f"policy={policy!r} is unknown: use one of {', '.join(POLICIES)}, give `cuts=`, or an object of your"
-                " own with a `name` and a method `plan`."
-            )
-        made: Policy = POLICIES[policy]()
-        return made
-    if not isinstance(policy, Policy):
-        raise TypeError(f"policy={policy!r} must be one of {', '.join(POLICIES)}, or an object with `name` and `plan`.")
-    return policy
+    return make(policy, POLICIES)

@@ -10,7 +10,7 @@ from lightning_edgesplit.scheduling.costs import END, Costs
 from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.policies.base import equal_shares, plan_of
+from lightning_edgesplit.scheduling.policies.base import equal_shares, lacking, plan_of
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 
@@ -34,6 +34,7 @@ class FedAvg:
             if end not in model.fits(k):
                 raise InfeasibleError(
                     f"memory={client.memory:g} bytes of client {client.name!r} does not hold the whole model"
-                    f" ({model.memory(k, end):.0f} bytes), as policy='fedavg' wants: use a policy that splits it."
+                    f" ({model.memory(k, end):.0f} bytes, {lacking(model, k, end):.0f} more), as policy='fedavg' wants:"
+                    " use a policy that splits it."
                 )
         return plan_of(self.name, model, [end] * len(clients), equal_shares(len(clients)))

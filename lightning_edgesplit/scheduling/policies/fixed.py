@@ -10,7 +10,7 @@ from lightning_edgesplit.scheduling.costs import Costs
 from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.policies.base import equal_shares, plan_of
+from lightning_edgesplit.scheduling.policies.base import equal_shares, lacking, plan_of
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 
@@ -56,6 +56,7 @@ class Fixed:
             if cut not in model.fits(k):
                 raise InfeasibleError(
                     f"memory={clients[k].memory:g} bytes of client {clients[k].name!r} does not hold cut"
-                    f" {self.cuts[k]!r} ({model.memory(k, cut):.0f} bytes): choose a shallower cut."
+                    f" {self.cuts[k]!r} ({model.memory(k, cut):.0f} bytes, {lacking(model, k, cut):.0f} more):"
+                    " choose a shallower cut."
                 )
         return plan_of(self.name, model, chosen, self.shares or equal_shares(len(clients)))

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import Costs
-from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.policies.base import equal_shares, plan_of
+from lightning_edgesplit.scheduling.policies.base import cuts_for_all, equal_shares, plan_of
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 
@@ -31,10 +28,6 @@ class Uniform:
     ) -> Plan:
         """See `Policy.plan`."""
         model = LatencyModel(costs, clients, server, corrections)
-        slowest = model.at_share(1 / len(clients)).max(axis=0)  # infinite where one client's memory does not fit
-        if not np.isfinite(slowest).any():
-            raise InfeasibleError(
-                "no single cut fits into the `memory` of every client, as policy='uniform' wants: use a policy that"
-                " gives each client its own cut, such as 'edgesplit'."
-            )
-        return plan_of(self.name, model, [int(slowest.argmin())] * len(clients), equal_shares(len(clients)))
+        slowest = model.at_share(1 / len(clients)).max(axis=0)
+        best = min(cuts_for_all(self.name, model), key=lambda cut: slowest[cut])
+        return plan_of(self.name, model, [best] * len(clients), equal_shares(len(clients)))
