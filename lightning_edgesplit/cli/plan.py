@@ -39,7 +39,9 @@ def add(commands: Any) -> None:
         help=f"one of {', '.join(POLICIES)}, with +pipar behind it for micro-batches in flight; my_package.MyPolicy;"
         " or a mapping with parameters, '{policy: epsl, phi: 0.5}' (default: %(default)s)",
     )
-    parser.add_argument("--round", type=int, default=0, help="which round, for policies that draw (default: %(default)s)")
+    parser.add_argument(
+        "--round", type=int, default=0, help="which round, for policies that draw (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, help="samples per local step; default: what the costs say")
     parser.add_argument("--steps", type=int, help="local steps per round; default: what the costs say")
     parser.add_argument("--figure", help="file for a picture of the planned round (png, pdf, svg)")
