@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
 from lightning_edgesplit.comparing.making import made, training_loader
 from lightning_edgesplit.comparing.orders import orders_of, strategy_of
+from lightning_edgesplit.options import check_plan
 from lightning_edgesplit.runtime.partition import ClientLoaders
 from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.scheduling import Fixed, InfeasibleError, Plan, Policy, make_policy
@@ -126,6 +127,8 @@ def _plan(
         server_model=strategy.server_model.name, aggregated=strategy.aggregated, split=strategy.server_model.one,
     )  # fmt: skip
     plan, expected = planner.plan(steps, 0.0)
+    check_plan(plan, "virtual")
+    strategy.server_model.check_cuts(plan.policy, [cuts.find(name) for name in plan.cuts])
     return Planned(scenario, system, replace(plan, predicted=expected.ends), expected)
 
 

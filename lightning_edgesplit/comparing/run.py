@@ -88,6 +88,7 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
         raise ValueError(
             f"{order.metric!r} was never logged, since nothing was validated: give the data a val_dataloader."
         )
+    whole = whole_rounds(strategy.rounds)
     return {
         "format": FORMAT,
         "fingerprint": order.fingerprint,
@@ -98,8 +99,8 @@ def train(order: Order, board: Path | None, tell: Callable[..., None]) -> dict[s
             {"name": p.name, "power_busy": p.power_busy, "power_idle": p.power_idle} for p in strategy.profiles
         ],
         "cuts": [] if strategy.cuts is None else [cut.name for cut in strategy.cuts],
-        "rounds": [round_of(report) for report in strategy.rounds],
-        "spans": spans_of(strategy.rounds[-1]),
+        "rounds": [round_of(turns, index) for index, turns in enumerate(whole)],
+        "spans": spans_of(whole[-1]),
         "curve": recorder.curve,
     }
 
@@ -130,7 +131,7 @@ class Recorder(pl.Callback):
         self.curve.append(
             {
                 "epoch": trainer.current_epoch,
-                "rounds": len(rounds),
+                "rounds": len(whole_rounds(rounds)),
                 "elapsed": rounds[-1].elapsed if rounds else 0.0,
                 "metrics": values,
             }
@@ -167,23 +168,42 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def round_of(report: RoundReport) -> dict[str, Any]:
-    """A round as plain numbers; wall-clock times are left out, so that the same run gives the same bytes."""
+def whole_rounds(reports: Sequence[RoundReport]) -> list[list[RoundReport]]:
+    """The reports of each round: one, or one per turn where clients take turns."""
+    rounds: list[list[RoundReport]] = [[]]
+    for report in reports:
+        rounds[-1].append(report)
+        if report.ends_turns:
+            rounds.append([])
+    return [turns for turns in rounds if turns]
+
+
+def round_of(turns: Sequence[RoundReport], index: int) -> dict[str, Any]:
+    """A round as plain numbers; wall-clock times are left out, so that the same run gives the same bytes.
+
+    Args:
+        turns: The round's report; or those of its turns, one after the other, in which the other clients are idle.
+        index: Its number.
+    """
+    seconds, before, clients = sum(turn.seconds for turn in turns), 0.0, []
+    for turn in turns:
+        clients += [_client(client, before, seconds - turn.seconds) for client in turn.clients]
+        before += turn.seconds
     return {
-        "index": report.index,
-        "epoch": report.epoch,
-        "seconds": report.seconds,
-        "elapsed": report.elapsed,
-        "predicted": report.predicted,
-        "server_seconds": report.server_seconds,
-        "aggregation_seconds": report.aggregation_seconds,
-        "bytes_up": sum(client.bytes_up for client in report.clients),
-        "bytes_down": sum(client.bytes_down for client in report.clients),
-        "clients": [_client(client) for client in report.clients],
+        "index": index,
+        "epoch": turns[0].epoch,
+        "seconds": seconds,
+        "elapsed": turns[-1].elapsed,
+        "server_seconds": sum(turn.server_seconds for turn in turns),
+        "aggregation_seconds": sum(turn.aggregation_seconds for turn in turns),
+        "bytes_up": sum(client["bytes_up"] for client in clients),
+        "bytes_down": sum(client["bytes_down"] for client in clients),
+        "clients": clients,
     }
 
 
-def _client(client: ClientReport) -> dict[str, Any]:
+def _client(client: ClientReport, before: float, others: float) -> dict[str, Any]:
+    """A client's part; `before` seconds of the round lie before its turn, and `others` seconds belong to others."""
     return {
         "client": client.client,
         "name": client.name,
@@ -192,17 +212,21 @@ def _client(client: ClientReport) -> dict[str, Any]:
         "steps": client.steps,
         "samples": client.samples,
         "seconds": client.seconds,
-        "idle": client.idle,
+        "idle": client.idle + others,
         "bytes_up": client.bytes_up,
         "bytes_down": client.bytes_down,
-        "round_time": client.round_time,
-        "predicted": client.predicted,
+        "round_time": before + client.round_time,
     }
 
 
-def spans_of(report: RoundReport) -> list[Sequence[Any]]:
+def spans_of(turns: Sequence[RoundReport]) -> list[Sequence[Any]]:
     """The timeline of a round: client, on the server, phase, start and end in seconds."""
-    return [(s.client, s.on_server, s.phase, s.start, s.end) for s in report.spans]
+    spans: list[Sequence[Any]] = []
+    before = 0.0
+    for turn in turns:
+        spans += [(s.client, s.on_server, s.phase, before + s.start, before + s.end) for s in turn.spans]
+        before += turn.seconds
+    return spans
 
 
 def record_text(record: dict[str, Any]) -> str:

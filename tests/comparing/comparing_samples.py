@@ -109,12 +109,11 @@ def record(system: str = "a", seed: int = 0, seconds: float = 10.0, scenario: st
         return {
             "client": k, "name": f"c{k}", "cut": "deep" if k else "shallow", "share": 0.5, "steps": 3, "samples": 24,
             "seconds": phases, "idle": 4.0 - k, "bytes_up": 100, "bytes_down": 60, "round_time": 6.0 + k,
-            "predicted": 6.0 + k,
         }  # fmt: skip
 
     rounds = [
         {
-            "index": n, "epoch": n, "seconds": seconds, "elapsed": (n + 1) * seconds, "predicted": seconds,
+            "index": n, "epoch": n, "seconds": seconds, "elapsed": (n + 1) * seconds,
             "server_seconds": 3.0, "aggregation_seconds": 0.25, "bytes_up": 200, "bytes_down": 120,
             "clients": [client(0), client(1)],
         }

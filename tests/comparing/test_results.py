@@ -9,7 +9,9 @@ from comparing_samples import record
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System, Target
 from lightning_edgesplit.comparing.figures import draw_all
 from lightning_edgesplit.comparing.results import Result, csv_text, round_rows, row_of
+from lightning_edgesplit.comparing.run import round_of, spans_of, whole_rounds
 from lightning_edgesplit.comparing.table import cells, columns, markdown, tex
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
 from lightning_edgesplit.scheduling import ClientProfile, ServerProfile
 
 TARGET = Target("accuracy", [0.5, 0.7])
@@ -54,6 +56,24 @@ def test_what_is_not_known_or_not_reached_is_empty_and_never_zero():
     assert row["best_accuracy"] == 0.5
     (read,) = csv.DictReader(io.StringIO(csv_text([row])))
     assert read["energy_joules"] == read["seconds_to_accuracy_0.9"] == ""
+
+
+def test_turns_of_one_round_are_one_round_in_which_the_others_wait():
+    def turn(client, seconds, last):
+        report = ClientReport(client, f"c{client}", "cut", 1.0, None, None, 2, 16, {"forward": 1.0}, seconds - 1.0,
+                              10, 20, seconds, seconds)  # fmt: skip
+        span = Span(client, False, "forward", 0.0, 1.0)
+        return RoundReport(0, 0, "p", (report,), seconds, seconds, 0.5, 0.0, elapsed=seconds, ends_turns=last,
+                           spans=(span,))  # fmt: skip
+
+    turns = [turn(0, 3.0, False), turn(1, 5.0, True), turn(0, 3.0, False)]
+    first, second = whole_rounds(turns)
+    assert [len(first), len(second)] == [2, 1], "the last was stopped in the middle of a round"
+    one = round_of(first, 7)
+    assert (one["index"], one["seconds"], one["server_seconds"], one["bytes_up"]) == (7, 8.0, 1.0, 20)
+    assert [client["round_time"] for client in one["clients"]] == [3.0, 8.0]
+    assert [client["idle"] for client in one["clients"]] == [8.0 - 1.0, 8.0 - 1.0], "all but a second of work"
+    assert spans_of(first)[1] == (1, False, "forward", 3.0, 4.0)
 
 
 def test_lower_is_better_where_the_target_says_so():

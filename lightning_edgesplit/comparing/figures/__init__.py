@@ -60,7 +60,7 @@ def last_round(result: Result) -> RoundReport:
         ClientReport(
             client=c["client"], name=c["name"], cut=c["cut"], share=c["share"], uplink=None, downlink=None,
             steps=c["steps"], samples=c["samples"], seconds=c["seconds"], idle=c["idle"], bytes_up=c["bytes_up"],
-            bytes_down=c["bytes_down"], round_time=c["round_time"], predicted=c["predicted"],
+            bytes_down=c["bytes_down"], round_time=c["round_time"], predicted=nan,
         )
         for c in one["clients"]
     )  # fmt: skip
