@@ -398,6 +398,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             server.start_round(
                 planner.orders(self.plan, round_.steps),
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
+                arbitration=planner.arbitration(self.plan, round_.steps),
+                longest_first=self.plan.order == "longest_first",
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(self._agenda.arrivals_in(round_)):

@@ -143,9 +143,19 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
         spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
 
+    grants = iter(seat.grants)
+
+    def up(phase: str, left: float, arrived: float) -> None:
+        """On the uplink, after the wait for it where it is granted."""
+        grant = next(grants, None)
+        begun = left if grant is None or grant.begun is None else min(max(left, grant.begun), arrived)
+        if begun > left:
+            add("grant", left, begun)
+        add(phase, begun, arrived)
+
     def visit(service: Service, left: float, here: float) -> None:
         """There and back again: from when the client began to send until it has the answer."""
-        add("uplink", left, service.arrived)
+        up("uplink", left, service.arrived)
         add("wait", service.arrived, service.begun)
         add("server", service.begun, service.sent)
         add("downlink", service.sent, here)
@@ -161,5 +171,5 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         elif split:
             visit(service, forward + off, gradient + off)
         add("backward", gradient + off, backward + off)
-    add("upload", times["upload"] + off, letter.arrived)
+    up("upload", times["upload"] + off, letter.arrived)
     return spans

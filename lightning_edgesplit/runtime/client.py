@@ -17,7 +17,7 @@ from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.partition import extent
-from lightning_edgesplit.runtime.throttle import Emulation, Throttle
+from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
@@ -74,6 +74,7 @@ class Client:
         self._taken = self._samples = 0
         self._epoch_began: Tensor | None = None
         self._loader_began: Tensor | None = None
+        self._asking = "uplink"
         self._logged: list[list[Any]] = []
         self._outputs: Sequence[Sequence[Any]] = []
         self._returned: Sequence[Sequence[Any]] = []
@@ -197,7 +198,12 @@ class Client:
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
-        self.throttle = Throttle(Emulation(**about["emulation"]) if about["emulation"] else None)
+        emulation = Emulation(**about["emulation"]) if about["emulation"] else None
+        if about["arbited"]:
+            self._asking = "uplink"
+            self.throttle = Throttle(emulation, uplink=Asked(self._ask), downlink=AsItComes())
+        else:
+            self.throttle = Throttle(emulation)
         self.throttle.received(order.frame.size, order.arrived)
         downloaded = time.monotonic()
         self.on_round(about["epoch"], about["global_step"])
@@ -208,7 +214,7 @@ class Client:
             self._begin_epoch()
         self._samples = 0
         records = [self._step(about) for _ in range(about["steps"])]
-        upload = time.monotonic()
+        upload, self._asking = time.monotonic(), "upload"
         tensors = self._weights()
         state: list[Any] = []
         if about["upload_state"]:
@@ -221,6 +227,11 @@ class Client:
         times = {"downloaded": f"{downloaded:.16e}", "upload": f"{upload:.16e}"}
         done = {"samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state}
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
+
+    def _ask(self, size: int) -> None:
+        """Asks the server for the uplink, and waits for the grant."""
+        self.link.send(Frame(Kind.ASK, about={"size": size, "phase": self._asking}))
+        self._await(Kind.GRANT)
 
     def _take_over(self, order: Frame) -> None:
         """Takes this round's cut, weights and moved optimizer states; hands over those that now are the server's."""

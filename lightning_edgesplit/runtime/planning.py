@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.seat import Orders
 from lightning_edgesplit.runtime.throttle import Emulation
@@ -25,6 +26,8 @@ from lightning_edgesplit.scheduling import (
     simulate,
     with_fixed,
 )
+from lightning_edgesplit.scheduling.latency import Work
+from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
@@ -232,6 +235,26 @@ class Planner:
                 order = replace(order, emulation=emulation, server_seconds=own, server_forward=share)
             orders.append(order)
         return orders
+
+    def arbitration(self, plan: Plan, steps: Sequence[int]) -> Arbitration | None:
+        """How the links of a round are shared, if the server has to decide who uses them when."""
+        if not self.emulate or plan.disciplines == ("static", "static"):
+            return None
+        active = [k for k, count in enumerate(steps) if count]
+        model, works = self._model(steps, active, corrected=False), list[Work | None]([None] * len(steps))
+        names = {name: number for number, name in enumerate(model.names)}
+        for place, k in enumerate(active):
+            works[k] = model.work(place, names[plan.cuts[k]], plan.compression)
+        return Arbitration(
+            disciplines=plan.disciplines,
+            capacities=(bytes_per_second(self.server.uplink), bytes_per_second(self.server.downlink)),
+            limits=(
+                tuple(bytes_per_second(rate) for rate in plan.uplink),
+                tuple(bytes_per_second(rate) for rate in plan.downlink),
+            ),
+            latencies=tuple(profile.latency for profile in self.clients),
+            works=tuple(works),
+        )
 
     def server_threads(self, plan: Plan, steps: Sequence[int], cores: int, at_once: int) -> int:
         """How many of this machine's cores the server's step should use, when clients compute beside it.

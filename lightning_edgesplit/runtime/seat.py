@@ -13,6 +13,7 @@ from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Link
+from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.splitting import Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide
 
@@ -104,6 +105,7 @@ class Seat:
         self.groups: list[dict[str, Any]] = []
         self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
+        self.grants: list[Transfer] = []  # of what it has sent in this round, in that order
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
@@ -152,6 +154,11 @@ class Seat:
         """Bytes that it was sent and bytes that it sent in this round."""
         sent, received = self.bytes_after or (self.link.sent, self.link.received)
         return sent - self.bytes_before[0], received - self.bytes_before[1]
+
+    @property
+    def steps_ahead(self) -> int:
+        """Local steps whose smashed data have not arrived yet."""
+        return self.left
 
     @property
     def cut(self) -> Cut:

@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
+from lightning_edgesplit.runtime.arbiter import DOWN, UP, Arbiter, Arbitration
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join
 from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind, Link, size_of
+from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
@@ -95,10 +97,13 @@ class Server:
         self.kind, self._seed = kind, seed
         self.links = list(links)
         self.seats = self._take_seats(names)
+        self.arbiter: Arbiter | None = None
+        self.arbitration: Arbitration | None = None
         self.inbox = self._open_inbox(names)
         self.began = 0.0
         self.taking_part: list[Seat] = []
         self._turns: Iterator[int] | None = None
+        self._first: Callable[[Letter], float] | None = None
         self._joint: Joint | None = None
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
@@ -116,7 +121,7 @@ class Server:
         return [Seat(name, link, shared) for name, link in zip(names, self.links, strict=True)]
 
     def _open_inbox(self, names: Sequence[str]) -> Inbox:
-        return Inbox(self.links, names)
+        return Inbox(self.links, names, {Kind.ASK: self._ask_for})
 
     def _hear_greetings(self) -> list[dict[str, Any]]:
         return [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.links))]
@@ -132,6 +137,7 @@ class Server:
     def abandon(self) -> None:
         """Ends the signs of life after a failure, and lets clients that still listen end as well."""
         self._ended.set()
+        self._arbitrate(None)
         for link in self.links:
             with suppress(ClientLostError):  # the run ends for another reason, which is already on its way to the user
                 link.send(Frame(Kind.STOP))
@@ -162,10 +168,57 @@ class Server:
     def _link_of(self, client: int) -> int:
         return client
 
+    # ---- links that are scheduled ------------------------------------------------------------------------------------
+
+    def _arbitrate(self, arbitration: Arbitration | None) -> None:
+        """From now on the links are shared like this; None: nobody is asked."""
+        if self.arbiter is not None:
+            self.arbiter.close()
+        self.arbitration = arbitration
+        self.arbiter = None if arbitration is None else arbitration.open()
+
+    def _ask_for(self, client: int, frame: Frame) -> None:
+        """A client wants to send, and waits for its grant. Called by the thread that receives from it."""
+
+        def grant(transfer: Transfer) -> None:
+            seat.grants.append(transfer)
+            with suppress(ClientLostError):  # the thread that receives from it has the same news, and reports it
+                seat.link.send(Frame(Kind.GRANT))
+
+        seat, arbiter, arbitration = self.seats[client], self.arbiter, self.arbitration
+        if arbiter is not None and arbitration is not None:
+            urgency = arbitration.urgency(client, frame.about["phase"], seat.steps_ahead)
+            arbiter.ask(client, UP, frame.about["size"], urgency, grant)
+
+    def hand_out(self, client: int, frame: Frame, phase: str = "downlink") -> None:
+        """Sends what takes time on an emulated link: at once, or when the arbiter says so."""
+        if self.arbiter is None or self.arbitration is None:
+            self.send(client, frame)
+            return
+        link = self.seats[client].link
+
+        def go(transfer: Transfer) -> None:
+            with suppress(ClientLostError):  # as in a grant
+                link.send(frame)
+
+        steps = self.seats[client].steps_ahead + (phase == "downlink")
+        self.arbiter.ask(client, DOWN, size_of(frame), self.arbitration.urgency(client, phase, steps), go)
+
+    def _more_urgent(self, letter: Letter) -> float:
+        """Orders arrivals where the server serves first who has the longest way to go."""
+        assert self.arbitration is not None
+        return -self.arbitration.urgency(letter.link, "server", self.seats[letter.link].steps_ahead)
+
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def start_round(
-        self, orders: Sequence[Orders], rules: Mapping[str, Any], fresh_state: states.State | None = None, **about: Any
+        self,
+        orders: Sequence[Orders],
+        rules: Mapping[str, Any],
+        fresh_state: states.State | None = None,
+        arbitration: Arbitration | None = None,
+        longest_first: bool = False,
+        **about: Any,
     ) -> None:
         """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
 
@@ -173,11 +226,15 @@ class Server:
             orders: One per client.
             rules: How steps are taken: ``accumulate`` batches for each, gradients that ``clip`` limits.
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
+            arbitration: How the links are shared, where the server decides who uses them when; None: it does not.
+            longest_first: Whether who has the longest way to go is served first, where no order is fixed.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
+        self._arbitrate(arbitration)
+        self._first = self._more_urgent if longest_first and arbitration is not None else None
         self.began, self.rules = time.monotonic(), dict(rules)
         for seat, order in zip(self.seats, orders, strict=True):
-            seat.left, seat.services, seat.began = order.steps, [], self.began
+            seat.left, seat.services, seat.began, seat.grants = order.steps, [], self.began, []
             if order.steps:
                 if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
                     raise ValueError(
@@ -226,12 +283,13 @@ class Server:
             "new_epoch": new_epoch, "stream": len(self.seats) == 1,
             "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
             "fresh_state": start.fresh_state is not None, "trained": news,
-            "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
+            "arbited": self.arbiter is not None, "paced": self.paced, "groups": seat.groups,
+            "batches": self.greetings[client]["batches"], **self.rules,
         }  # fmt: skip
         weights = [start.aggregate[name] for name in order.cut.client]
         # one client and the server share one random stream, as everything does in a plain run
         stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
-        self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
+        self.hand_out(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}), "download")
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is.
@@ -246,7 +304,9 @@ class Server:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
         while True:
             anywhere = (Kind.THROUGH, Kind.UPLOAD) if self.streams_uploads else (Kind.THROUGH,)
-            letter = self.inbox.next(Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=anywhere)
+            letter = self.inbox.next(
+                Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=anywhere, first=self._first
+            )
             if letter.frame.kind is Kind.NORM:
                 self._finish(letter)
             elif letter.frame.kind is Kind.UPLOAD:
@@ -466,7 +526,7 @@ class Server:
         own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
         for receiver, tensors in own:
             self.seats[receiver].services[-1].sent = now
-            self.send(receiver, Frame(Kind.GRADIENT, tensors, self._news(self.seats[receiver])))
+            self.hand_out(receiver, Frame(Kind.GRADIENT, tensors, self._news(self.seats[receiver])))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -539,6 +599,7 @@ class Server:
         Raises:
             ClientFailedError: If a client failed instead.
         """
+        self._arbitrate(None)
         for link in range(len(self.links)):
             self._send(link, Frame(Kind.STOP))
         for _ in self.links:
