@@ -553,6 +553,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         if self.clock == "virtual":
             begins = self._timetable.entry(trainer.current_epoch, self._agenda.current.number).begins
             report = emulated(report, expected, max(begins, self._timetable.now))
+        report = replace(report, ends_turns=not any(self._agenda.current.waiting))
         self._timetable.now = report.elapsed
         self._agenda.ended += 1
         self.rounds.append(report)

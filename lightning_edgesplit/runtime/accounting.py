@@ -129,7 +129,7 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     one host, where the clock is shared, that leaves 0. What counts is when a client began to send: the call may return
     after the arrival.
     """
-    about = letter.frame.about["times"]
+    times = {name: float(text) for name, text in letter.frame.about["times"].items()}
     steps = letter.frame.tensors[-1].tolist()
     pairs = list(zip(seat.services, steps, strict=True))
     split = seat.cut.name != END
@@ -163,7 +163,7 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         add("downlink", service.sent, here)
         add("server", service.begun, service.done, on_server=True)
 
-    add("download", seat.began, about["downloaded"] + off)
+    add("download", seat.began, times["downloaded"] + off)
     for service, (begin, forward, _, returned, head, _, gradient, resumed, backward) in pairs:
         add("forward", begin + off, forward + off)
         if service.first is not None:
@@ -173,5 +173,5 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         elif split:
             visit(service, forward + off, gradient + off)
         add("backward", resumed + off, backward + off)
-    up("upload", about["upload"] + off, letter.arrived)
+    up("upload", times["upload"] + off, letter.arrived)
     return spans

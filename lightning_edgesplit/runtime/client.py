@@ -228,7 +228,8 @@ class Client:
         if about["stream"]:
             tensors.append(torch.get_rng_state())
         tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, len(TIMES)))
-        times = {"received": order.arrived, "downloaded": downloaded, "upload": upload}
+        # of one width whatever the digits, so that the same run sends the same number of bytes
+        times = {"downloaded": f"{downloaded:.16e}", "upload": f"{upload:.16e}"}
         lost = self._lost / self._norm if self._norm else None
         done = {
             "samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state, "lost": lost,

@@ -101,6 +101,8 @@ class RoundReport:
         predicted: The same, predicted when the round was planned.
         server_seconds: Seconds in which the server computed (steps, not aggregation).
         aggregation_seconds: Seconds of the aggregation.
+        ends_turns: Where clients take turns, each turn has a report of its own; False if others of the same round are
+            still to come.
         spans: The timeline.
     """
 
@@ -114,6 +116,7 @@ class RoundReport:
     aggregation_seconds: float
     elapsed: float = 0.0
     wall: float = 0.0
+    ends_turns: bool = True
     spans: tuple[Span, ...] = field(default=(), repr=False)
 
     @property
