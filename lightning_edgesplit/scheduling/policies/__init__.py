@@ -12,7 +12,13 @@ from lightning_edgesplit.scheduling.policies.fixed import Fixed
 from lightning_edgesplit.scheduling.policies.joint import Joint
 from lightning_edgesplit.scheduling.policies.uniform import Uniform
 
-POLICIES: dict[str, Any] = {"fedavg": FedAvg, "uniform": Uniform, "edgesplit": EdgeSplit, "exact": Exact, "joint": Joint}
+POLICIES: dict[str, Any] = {
+    "fedavg": FedAvg,
+    "uniform": Uniform,
+    "edgesplit": EdgeSplit,
+    "exact": Exact,
+    "joint": Joint,
+}
 """Policies by name; `Fixed` is chosen by giving cuts."""
 
 __all__ = ["POLICIES", "EdgeSplit", "Exact", "FedAvg", "Fixed", "Joint", "Policy", "Uniform", "make_policy"]
