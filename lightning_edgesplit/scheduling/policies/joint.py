@@ -83,14 +83,14 @@ class Joint:
         """The best candidate found, and the simulated seconds after each step of the search."""
         least, allowed = min(self.micro_batches), tuple(sorted(set(self.micro_batches)))
         cuts = [tuple(model.names.index(cut) for cut in plan.cuts) for plan in static]
-        best, iterations = self._stage(search, self._starts(search, model, cuts, "none"), ("none",), (least,))
+        best, iterations = self._stage(search, self._starts(search, model, cuts, "none", (least,)), ("none",), (least,))
         if len(allowed) > 1 or self.compression != "none":
             # what the update that stays exact came to is where the wider search begins, so that it is never worse
             compressions = tuple(dict.fromkeys((self.compression, "none")))
-            starts = [best.cuts, *self._starts(search, model, [best.cuts, cuts[0]], self.compression, allowed[-1])]
-            wider, more = self._stage(search, list(dict.fromkeys(starts)), compressions, allowed)
+            starts = [best.cuts, *self._starts(search, model, [best.cuts, cuts[0]], self.compression, allowed)]
+            wider, _ = self._stage(search, list(dict.fromkeys(starts)), compressions, allowed)
             best = min(best, wider, key=search.score)
-            iterations += [search.score(best) if score > search.score(best) else score for score in more[-1:]]
+            iterations.append(search.score(best))
         return best, iterations
 
     def _stage(
@@ -135,7 +135,7 @@ class Joint:
 
     @staticmethod
     def _starts(
-        search: Search, model: LatencyModel, known: Sequence[tuple[int, ...]], compression: str, parts: int = 1
+        search: Search, model: LatencyModel, known: Sequence[tuple[int, ...]], compression: str, parts: Sequence[int]
     ) -> list[tuple[int, ...]]:
         """Cuts to begin with: guesses, those that are known, each client's best alone, and one for all."""
         clients, starts = range(len(model.clients)), list(dict.fromkeys(known))
@@ -143,7 +143,12 @@ class Joint:
         starts.append(tuple(int(row.argmin()) for row in fastest))
         common = set.intersection(*(set(search.choices(k, compression)) for k in clients))
         starts += [(cut,) * len(clients) for cut in sorted(common, key=lambda cut: (fastest[:, cut].max(), cut))[:2]]
-        guesses = [search.guess(start, compression, parts, p) for p in (4.0, 16.0, 2.0) for start in starts[:3]]
+        guesses = [
+            search.guess(start, compression, number, power)
+            for power in (4.0, 16.0, 2.0)
+            for start in starts[:3]
+            for number in sorted({min(parts), max(parts)})
+        ]
         return list(dict.fromkeys([*guesses, *starts]))
 
 

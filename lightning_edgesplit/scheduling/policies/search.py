@@ -133,7 +133,7 @@ class Search:
             for cut in self.choices(k, compression):
                 work = self.work(k, cut, compression)
                 batch = self._model.costs.batch[k]
-                step = alone_in_parts(work, min(parts, max(1, batch)) if work.step_up else 1, batch)
+                step = alone_in_parts(work, min(parts, max(1, batch)), batch)
                 ends = work.download / work.limit_down + work.upload / work.limit_up + 2 * work.latency
                 terms[k, cut] = (
                     steps[k] * step + ends,
