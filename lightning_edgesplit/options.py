@@ -103,15 +103,32 @@ def server_model(
     return make_server_model(name, optimizer_state, second_cut, fraction), fraction
 
 
-def check_plan(plan: Plan, clock: str) -> None:
+def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None, paced: bool) -> None:
     """Refuses a plan that a run would not follow, whatever its predicted times say.
+
+    Args:
+        plan: The plan.
+        clock: `EdgeSplitStrategy(clock=…)`.
+        server_model: Which server-side model is trained.
+        second_cut: `EdgeSplitStrategy(second_cut=…)`.
+        paced: Whether the optimizer's rates may change with every arrival.
 
     Raises:
         ValueError: Naming the policy, what it plans and the way out.
     """
     parts = max(plan.micro_batches, default=1)
     refused = {
-        "micro_batches": (parts > 1, parts, "a run has each batch under way as a whole"),
+        "micro_batches": (
+            parts > 1 and (server_model != "per_client" or second_cut is not None or paced),
+            parts,
+            'they go neither with a server model other than "per_client", nor with `second_cut`, nor with a schedule'
+            " per step",
+        ),
+        "compression": (
+            plan.compression != "none" and (server_model != "per_client" or second_cut is not None),
+            plan.compression,
+            'it goes neither with a server model other than "per_client" nor with `second_cut`',
+        ),
         "server_shares": (
             bool(plan.server_shares) and clock == "wall",
             plan.server_shares,

@@ -315,7 +315,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
         self._timetable = Timetable(self._planner, self._trace, self._resume.elapsed)
         self._agenda = Rounds(
-            batches, self.round_steps, self.participation, seed, self._timetable.choose, kind.by_turns, kind.together
+            batches,
+            self.round_steps,
+            self.participation,
+            seed,
+            self._timetable.choose,
+            self._timetable.parts,
+            kind.by_turns,
+            kind.together,
         )
         self.rounds = []
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)))
@@ -359,7 +366,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _check_plan(self, plan: Plan) -> None:
         """Refuses a plan that the server-side model cannot be trained with."""
         assert self._planner is not None
-        options.check_plan(plan, self.clock)
+        options.check_plan(plan, self.clock, self.server_model.name, self.second_cut, self._paced())
         cuts = [self._planner.cuts.find(name) for name in plan.cuts]
         self.server_model.check_cuts(plan.policy, cuts)
         if self._last_layer is not None:
@@ -501,6 +508,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             yield
         finally:
             del own["clip_gradients"]
+
+    @override
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        assert self._now is not None
+        weight = self._now[1].about.get("weight", 1.0)  # a micro-batch's part of the batch, whose loss is a mean
+        return super().backward(closure_loss if weight == 1 else closure_loss * weight, optimizer, *args, **kwargs)
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:

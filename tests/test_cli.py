@@ -43,6 +43,20 @@ def test_plan_prints_json_for_programs(files, capsys):
     assert set(plan["others"]) == set(POLICIES) - {"fedavg"}
 
 
+def test_a_policy_may_have_parameters_overlap_and_be_the_users_own(files, capsys):
+    def planned(*more):
+        assert main(["plan", *files, "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plan = planned("--policy", "{policy: epsl, phi: 0.25}")
+    assert (plan["policy"], plan["aggregated"], plan["server_model"]) == ("epsl", 0.25, "shared")
+    assert planned("--policy", "uniform+pipar")["policy"] == "uniform+pipar"
+    assert planned("--policy", "test_options.Halves")["micro_batches"] == [2, 2]
+    drawn = [planned("--policy", "random", "--round", str(number))["cuts"] for number in range(12)]
+    assert len({tuple(cuts) for cuts in drawn}) > 1
+    assert planned("--policy", "random", "--round", "5")["cuts"] == drawn[5]
+
+
 def test_plan_draws_the_planned_round(files, tmp_path):
     assert main(["plan", *files, "--figure", str(tmp_path / "round.png")]) == 0
     assert (tmp_path / "round.png").read_bytes().startswith(b"\x89PNG")
@@ -82,6 +96,8 @@ print(type(Trainer(strategy="edgesplit", accelerator="cpu", logger=False, enable
     ("more", "message"),
     [
         (["--policy", "best"], "policy='best' is unknown"),
+        (["--policy", "{policy: epsl"], "is no mapping: write it as '{policy: epsl, phi: 0.5}'"),
+        (["--policy", "{policy: epsl, fi: 1}"], "fi=1 is no parameter of policy='epsl'"),
         (["--steps", "0"], "--steps=0 must be at least 1"),
     ],
 )

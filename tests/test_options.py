@@ -1,12 +1,32 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from small import Classifier, fit, vectors
 
-from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutError, InfeasibleError
+from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutError, InfeasibleError, ServerProfile
+from lightning_edgesplit.scheduling import Fixed
+
+
+class Halves:
+    """A policy of a user's own, with two micro-batches in flight."""
+
+    name = "halves"
+
+    def __init__(self, parts=2):
+        self.parts = parts
+
+    def plan(self, costs, clients, server, corrections=None):
+        plan = Fixed((costs.cuts[0].name,) * len(clients)).plan(costs, clients, server, corrections)
+        return replace(plan, policy=self.name, micro_batches=(self.parts,) * len(clients))
+
+
+def undivided():
+    return Halves(1)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +39,8 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
         ({"timeout": 0}, "timeout=0"),
         ({"policy": "fastest"}, "policy='fastest' is unknown: use one of"),
         ({"policy": "exact", "cuts": "net.0"}, "exclude each other"),
+        ({"policy": {"policy": "exact", "phi": 1}}, "phi=1 is no parameter of policy='exact': use tolerance"),
+        ({"policy": "nowhere.Mine"}, "policy='nowhere.Mine' is not there"),
         ({"clients": []}, r"clients=\[\] is empty"),
         ({"clients": {}}, "`clients:` is missing or empty"),
         ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
@@ -40,6 +62,35 @@ from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ImpossibleCutE
 def test_wrong_arguments_are_refused_with_option_and_value(options, message):
     with pytest.raises(ValueError, match=message):
         EdgeSplitStrategy(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "epsl"}, "policy='epsl' plans server_model='shared'"),
+        ({"policy": "sequential"}, "policy='sequential' plans server_model='sequential'"),
+        ({"policy": "esfl", "clock": "wall"}, r"policy='esfl' plans server_shares=\(.* on the wall clock"),
+        ({"policy": Halves()}, "policy='halves' plans micro_batches=2"),
+    ],
+)
+def test_a_plan_that_a_run_would_not_follow_is_refused_before_any_process_starts(options, message):
+    server = ServerProfile(flops=1e9, uplink=1e6, downlink=1e6)
+    clients = [ClientProfile("a", flops=1e6), ClientProfile("b", flops=1e6)]
+    strategy = EdgeSplitStrategy(clients=clients, server=server, **options)
+    with pytest.raises(ValueError, match=message):
+        fit(Classifier(), vectors(32), strategy)
+    assert strategy._processes is None
+
+
+@pytest.mark.parametrize("policy", ["asfl-code", "test_options.undivided", {"policy": "asfl", "least": 0.5}])
+def test_policies_by_name_path_and_mapping_train(policy):
+    clients = [ClientProfile("a", flops=1e6), ClientProfile("b", flops=1e9)]
+    server = ServerProfile(flops=1e9, uplink=1e6, downlink=1e6)
+    strategy = EdgeSplitStrategy(clients=clients, server=server, policy=policy, timeout=30)
+    fit(Classifier(), vectors(32), strategy)
+    taking = [{client.client for client in report.clients} for report in strategy.rounds]
+    assert taking
+    assert all(numbers == ({1} if isinstance(policy, dict) else {0, 1}) for numbers in taking)
 
 
 def test_an_unknown_key_of_a_file_is_named_with_its_path(tmp_path):

@@ -59,7 +59,7 @@ def report_of(
                 share=plan.shares[k],
                 uplink=plan.uplink[k],
                 downlink=plan.downlink[k],
-                steps=len(seat.services),
+                steps=sum(service.last for service in seat.services),
                 samples=letter.frame.about["samples"],
                 seconds=seconds,
                 idle=waiting,
@@ -68,6 +68,8 @@ def report_of(
                 round_time=took,
                 predicted=predicted[k],
                 overrun=letter.frame.about["overrun"],
+                smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
+                gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
             )
         )
     # a step of all clients is in each of their seats, with the same times
@@ -133,7 +135,7 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     split = seat.cut.name != END
     there: list[float] = []  # how long each message to the server seems to have taken, and each from there
     back: list[float] = []
-    for service, (_, forward, _, returned, head, _, gradient, _) in pairs:
+    for service, (_, forward, _, returned, head, _, gradient, _, _) in pairs:
         there += [visit.arrived - left for visit, left in zip(service.visits, (forward, head), strict=False)]
         if split:
             back += [visit.sent - here for visit, here in zip(service.visits[::-1], (gradient, returned), strict=False)]
@@ -162,7 +164,7 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         add("server", service.begun, service.done, on_server=True)
 
     add("download", seat.began, times["downloaded"] + off)
-    for service, (begin, forward, _, returned, head, _, gradient, backward) in pairs:
+    for service, (begin, forward, _, returned, head, _, gradient, resumed, backward) in pairs:
         add("forward", begin + off, forward + off)
         if service.first is not None:
             visit(service.first, forward + off, returned + off)
@@ -170,6 +172,6 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
             visit(service, head + off, gradient + off)
         elif split:
             visit(service, forward + off, gradient + off)
-        add("backward", gradient + off, backward + off)
+        add("backward", resumed + off, backward + off)
     up("upload", times["upload"] + off, letter.arrived)
     return spans

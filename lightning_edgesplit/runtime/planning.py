@@ -216,7 +216,8 @@ class Planner:
         found = {name: self.cuts.find(name) for name in dict.fromkeys(plan.cuts)}
         for client, name in enumerate(plan.cuts):
             cut = found[name]
-            order = Orders(cut, steps[client])
+            parts = plan.micro_batches[client] if plan.micro_batches else 1
+            order = Orders(cut, steps[client], parts, plan.compression)
             if self.emulate and steps[client]:
                 times = model.times(places[client], model.names.index(cut.name), plan.shares[client])
                 head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]
@@ -238,7 +239,7 @@ class Planner:
 
     def arbitration(self, plan: Plan, steps: Sequence[int]) -> Arbitration | None:
         """How the links of a round are shared, if the server has to decide who uses them when."""
-        if not self.emulate or plan.disciplines == ("static", "static"):
+        if not self.emulate or (plan.disciplines == ("static", "static") and plan.order != "longest_first"):
             return None
         active = [k for k, count in enumerate(steps) if count]
         model, works = self._model(steps, active, corrected=False), list[Work | None]([None] * len(steps))
@@ -299,6 +300,9 @@ class Planner:
             t = model.times(place, model.names.index(client.cut), client.share)
             count, real = client.steps, client.seconds
             split = count if client.cut != END else 0
+            alone = (
+                plan.disciplines == ("static", "static") and not plan.micro_batches
+            )  # what a transfer takes is its own
             predicted[client.client] = {
                 "compute": count * (t.forward + t.backward),
                 "uplink": split * t.uplink + t.upload,
@@ -311,4 +315,6 @@ class Planner:
                 "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
                 "server": real.get("server", 0.0),
             }
+            if not alone:
+                del measured[client.client]["uplink"], measured[client.client]["downlink"]
         self.corrections = self.corrections.update(predicted, measured)

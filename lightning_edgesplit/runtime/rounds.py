@@ -16,6 +16,7 @@ class Round:
         steps: Local steps of every client, 0 for those that take no part.
         number: Rounds of the epoch up to this one, itself included.
         left: Batches of every client that remain in the epoch after it.
+        parts: Arrivals of a local step of each client; empty: one.
         waiting: Local steps of the same round that other clients take after this one, where they take turns.
     """
 
@@ -23,6 +24,7 @@ class Round:
     number: int
     left: list[int]
     waiting: list[int] = field(default_factory=list)
+    parts: tuple[int, ...] = ()
 
 
 def limited(batches: Sequence[int | None], limit: int | float, together: bool = False) -> list[int]:
@@ -65,6 +67,7 @@ class Rounds:
         seed: With epoch and round it draws those that do.
         choose: Takes epoch, number of the round and steps, and returns the steps without those of clients that do not
             take part after all; it is asked in the order of the rounds.
+        parts: Takes epoch and number of a round, and returns the arrivals of a local step of each client; empty: one.
         by_turns: Whether only one client is at work at a time: each round is divided into one per client.
         together: Whether a local step of all clients is one arrival.
 
@@ -80,12 +83,13 @@ class Rounds:
         participation: float = 1.0,
         seed: int | str = 0,
         choose: Callable[[int, int, list[int]], list[int]] = lambda epoch, number, steps: steps,
+        parts: Callable[[int, int], tuple[int, ...]] = lambda epoch, number: (),
         by_turns: bool = False,
         together: bool = False,
     ) -> None:
         self.batches, self._round_steps, self._by_turns = list(batches), round_steps, by_turns
         self._participation, self._seed, self._together = participation, seed, together
-        self._choose, self._changing = choose, False
+        self._choose, self._parts, self._changing = choose, parts, False
         self.current = Round([], 0, [])
         self.ended = 0
         self._resumed: tuple[int, Round] | None = None  # epoch and end of the one that was under way
@@ -113,7 +117,8 @@ class Rounds:
             wanted = [n if k in drawn else 0 for k, n in enumerate(steps)]
             taken = self._choose(epoch, number, wanted)
             self._changing = self._changing or taken != wanted
-            whole = Round(taken, number, left)
+            whole = Round(taken, number, left, parts=self._parts(epoch, number))
+            self._changing = self._changing or bool(whole.parts)
             if self._by_turns:
                 before = [n + own for n, own in zip(left, whole.steps, strict=True)]
                 yield from self._turns(replace(whole, left=before))
@@ -144,7 +149,8 @@ class Rounds:
 
     def arrivals_in(self, round_: Round) -> int:
         """The same in a round."""
-        return max(round_.steps) if self._together else sum(round_.steps)
+        parts = round_.parts or (1,) * len(round_.steps)
+        return max(round_.steps) if self._together else sum(n * m for n, m in zip(round_.steps, parts, strict=True))
 
     def go_through(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch, each of which is then the `current` one."""

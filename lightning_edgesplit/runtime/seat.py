@@ -14,7 +14,7 @@ from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.scheduling.links import Transfer
-from lightning_edgesplit.splitting import Cut
+from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide
 
 
@@ -25,6 +25,8 @@ class Orders:
     Attributes:
         cut: Its cut in this round.
         steps: Local steps to take.
+        parts: Micro-batches that a batch is divided into, all of them under way at once.
+        compression: How smashed data and gradients go over the links.
         emulation: How fast to be; None: as fast as it can.
         server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
         server_forward: The fraction of them before the step goes back to the client (`Cut.back`).
@@ -32,6 +34,8 @@ class Orders:
 
     cut: Cut
     steps: int
+    parts: int = 1
+    compression: str = "none"
     emulation: Emulation | None = None
     server_seconds: float | None = None
     server_forward: float = 0.0
@@ -41,7 +45,8 @@ class Orders:
 class Service:
     """When an arrival was served, monotonic clock, seconds: arrived, begun, answer sent, done.
 
-    Where a step comes twice, since the client runs the last layers, `first` says when it was here before.
+    Where a step comes twice, since the client runs the last layers, `first` says when it was here before; `last` is
+    false for a micro-batch after which more of the same batch come.
     """
 
     arrived: float
@@ -49,6 +54,7 @@ class Service:
     sent: float = 0.0
     done: float = 0.0
     first: Service | None = None
+    last: bool = True
 
     @property
     def visits(self) -> list[Service]:
@@ -105,6 +111,7 @@ class Seat:
         self.groups: list[dict[str, Any]] = []
         self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
+        self.lost = self.norm = 0.0  # of compressed gradients, squared
         self.grants: list[Transfer] = []  # of what it has sent in this round, in that order
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
@@ -157,8 +164,13 @@ class Seat:
 
     @property
     def steps_ahead(self) -> int:
-        """Local steps whose smashed data have not arrived yet."""
-        return self.left
+        """Local steps of which not all smashed data have arrived yet."""
+        return -(-self.left // self.parts)
+
+    @property
+    def parts(self) -> int:
+        """Arrivals of one local step."""
+        return 1 if self.orders is None or self.orders.cut.name == END else self.orders.parts
 
     @property
     def cut(self) -> Cut:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.arbiter import DOWN, UP, Arbiter, Arbitration
+from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join
 from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
@@ -234,7 +235,8 @@ class Server:
         self._first = self._more_urgent if longest_first and arbitration is not None else None
         self.began, self.rules = time.monotonic(), dict(rules)
         for seat, order in zip(self.seats, orders, strict=True):
-            seat.left, seat.services, seat.began, seat.grants = order.steps, [], self.began, []
+            seat.services, seat.began, seat.grants = [], self.began, []
+            seat.lost = seat.norm = 0.0
             if order.steps:
                 if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
                     raise ValueError(
@@ -244,6 +246,7 @@ class Server:
                 seat.orders = order
             elif seat.orders is not None:
                 seat.orders = replace(seat.orders, steps=0)
+            seat.left = order.steps * seat.parts
         clients = [client for client, seat in enumerate(self.seats) if seat.active]
         self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
@@ -256,8 +259,9 @@ class Server:
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
         """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
-        steps = {client: self.seats[client].left for client in clients}
-        return [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
+        steps = {client: self.seats[client].steps_ahead for client in clients}
+        in_turn = [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
+        return [k for k in in_turn for _ in range(self.seats[k].parts)]
 
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
@@ -284,7 +288,8 @@ class Server:
             "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
             "fresh_state": start.fresh_state is not None, "trained": news,
             "arbited": self.arbiter is not None, "paced": self.paced, "groups": seat.groups,
-            "batches": self.greetings[client]["batches"], **self.rules,
+            "batches": self.greetings[client]["batches"], "parts": seat.parts, "compression": order.compression,
+            **self.rules,
         }  # fmt: skip
         weights = [start.aggregate[name] for name in order.cut.client]
         # one client and the server share one random stream, as everything does in a plain run
@@ -318,11 +323,13 @@ class Server:
         seat = self.seats[letter.link]
         self.take_handover(letter.link)
         seat.left -= 1
-        if letter.frame.about["index"] % self.rules["accumulate"] == 0:
+        about = letter.frame.about
+        if about["index"] % self.rules["accumulate"] == 0 and about.get("part", 0) == 0:
             seat.gradients = {}
         first = seat.halfway.service if seat.halfway is not None else None
-        seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
-        return letter.link, letter.frame
+        last = about.get("part", 0) + 1 == about.get("parts", 1)
+        seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first, last=last))
+        return letter.link, restored(letter.frame)
 
     def take_upload(self, letter: Letter) -> None:
         """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""
@@ -525,8 +532,13 @@ class Server:
         now = time.monotonic()
         own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
         for receiver, tensors in own:
-            self.seats[receiver].services[-1].sent = now
-            self.hand_out(receiver, Frame(Kind.GRADIENT, tensors, self._news(self.seats[receiver])))
+            seat = self.seats[receiver]
+            seat.services[-1].sent = now
+            frame = Frame(Kind.GRADIENT, tensors, self._news(seat))
+            if seat.orders is not None and seat.orders.compression == "int8" and seat.cut.border is not None:
+                frame, lost, norm = compressed(frame, len(seat.cut.border.tensors))
+                seat.lost, seat.norm = seat.lost + lost, seat.norm + norm
+            self.hand_out(receiver, frame)
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""

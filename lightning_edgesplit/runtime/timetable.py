@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.scheduling import Corrections, InfeasibleError, Plan
+from lightning_edgesplit.scheduling.costs import END
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 
@@ -79,10 +80,16 @@ class Timetable:
             self._ahead[epoch, number] = self._entry(steps, begins, epoch, number)
         return self._ahead[epoch, number].steps
 
+    def parts(self, epoch: int, number: int) -> tuple[int, ...]:
+        """Arrivals of a local step of each client, in a round that `choose` was asked for; empty: one."""
+        plan = self._ahead[epoch, number].plan
+        return tuple(1 if cut == END else n for cut, n in zip(plan.cuts, plan.micro_batches, strict=False))
+
     def entry(self, epoch: int, number: int) -> Entry:
         """A round as it begins; `choose` was asked for it before."""
         ahead = self._ahead[epoch, number]
-        if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
+        settled = ahead.plan.left_out or ahead.plan.micro_batches  # the epoch's number of arrivals depends on them
+        if ahead.corrections != self._planner.corrections and not settled:
             plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number)
             ahead = self._ahead[epoch, number] = replace(ahead, plan=plan, expected=expected)
         return ahead

@@ -43,7 +43,7 @@ class WholeModels:
     @property
     def steps_left(self) -> list[int] | None:
         """Local steps that every client has yet to take in this round; None: it has ended."""
-        return [seat.left for seat in self._seats] if self._server.in_mid_round else None
+        return [seat.steps_ahead for seat in self._seats] if self._server.in_mid_round else None
 
     def aggregate(self) -> list[Letter]:
         """Ends a round: the module holds the weighted mean of whole models.

@@ -77,3 +77,56 @@ def test_a_clients_phases_follow_each_other_without_a_gap():
         assert own[-1][1] == end
         assert all(one[1] == pytest.approx(two[0]) for one, two in itertools.pairwise(own))
         assert sum(simulated.seconds[k].values()) == pytest.approx(end)
+
+
+def two_clients(**plan):
+    """Forward 1 s and 2 s, up 1 s, server 1 s forward and 2 s backward, down 2 s, backward 1 s and 2 s; download and
+    upload 1 s; each client with its own link, so that shares do not matter; one local step."""
+    cut = CutCost("cut", 1, 1, server=3, smashed=1, gradient=2, weights=1, server_forward=1)
+    clients = [ClientProfile("a", flops=1, uplink=8, downlink=8), ClientProfile("b", flops=0.5, uplink=8, downlink=8)]
+    costs, server = Costs((cut,), (1, 1), (1, 1)), ServerProfile(flops=1)
+    model = LatencyModel(costs, clients, server)
+    return simulate(model, replace(Fixed(("cut", "cut")).plan(costs, clients, server), **plan))
+
+
+def test_with_a_sequential_server_model_the_next_client_begins_when_the_one_before_has_ended():
+    simulated = two_clients(server_model="sequential")
+    # a: download 0–1, forward to 2, up to 3, served to 6, down to 8, backward to 9, upload to 10; b: 12 s from there
+    assert simulated.ends == (10, 22)
+    assert bars(simulated, 1, "download") == [(10, 11)]
+    assert bars(simulated, 1, "wait") == []
+
+
+def test_a_shared_server_model_waits_for_all_and_steps_once():
+    simulated = two_clients(server_model="shared")
+    # a arrives at 3, b at 4; forward and backward of both, 2·(1 + 2) s, to 10; a: down to 12, backward to 13, upload to
+    # 14; b: backward to 14, upload to 15
+    assert bars(simulated, 0, "wait") == [(3, 4)]
+    assert bars(simulated, 0, "server") == bars(simulated, 1, "server") == [(4, 10)]
+    assert simulated.ends == (14, 15)
+    assert simulated.server_seconds == 6
+
+
+def test_aggregated_gradients_are_computed_once_and_sent_to_all_at_once():
+    simulated = two_clients(server_model="shared", aggregated=0.5)
+    # forward 2 s; backward of half the samples once instead of twice, 4·(1/2 + 1/2·1/2) = 3 s: to 9; broadcast of half
+    # the gradient, 1 s, to 10; the other half, 1 s, to 11; backward and upload as before
+    assert bars(simulated, 0, "server") == [(4, 9)]
+    assert bars(simulated, 0, "downlink") == [(9, 10), (10, 11)]
+    assert simulated.ends == (13, 14)
+    assert two_clients(server_model="shared", aggregated=1.0).ends == (12, 13)  # 2 + 2 s to 8, broadcast to 10
+
+
+def test_parts_of_the_servers_speed_are_had_side_by_side():
+    simulated = two_clients(server_shares=(0.75, 0.25))
+    assert bars(simulated, 0, "server") == [(3, 7)]
+    assert bars(simulated, 1, "server") == [(4, 16)]
+    assert simulated.ends == (7 + 2 + 1 + 1, 16 + 2 + 2 + 1)
+
+
+def test_a_radio_rate_limits_the_uplink_and_nothing_else():
+    simulated = two_clients(server_shares=(0.5, 0.5), channel_rates=(4.0, 80.0))
+    assert bars(simulated, 0, "uplink") == [(2, 4)]  # half a byte per second
+    assert bars(simulated, 0, "upload") == [(13, 15)]
+    assert bars(simulated, 1, "uplink") == [(3, 4)], "its own link is slower than the radio"
+    assert bars(simulated, 0, "download") == [(0, 1)]

@@ -83,6 +83,21 @@ def test_cuts_may_move_over_the_checkpoint(tmp_path):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+def test_a_policy_that_draws_cuts_draws_the_same_after_the_checkpoint(tmp_path):
+    torch.manual_seed(1)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    options = {"policy": {"policy": "random", "seed": 3}, "round_steps": 1}
+    whole, first = fit(3, tmp_path, callbacks=[keep], **options)
+    resumed, second = fit(3, tmp_path, ckpt_path=tmp_path / "step=12.ckpt", **options)  # in the second epoch
+
+    def cuts(trainer):
+        return [[client.cut for client in report.clients] for report in trainer.strategy.rounds]
+
+    assert cuts(second) == cuts(first)[4:]
+    assert len({tuple(of_round) for of_round in cuts(first)}) > 4, "they move"
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 @feature("checkpoints", how="Lightning's own: a plain run goes on from a split one, and the other way round")
 def test_a_plain_checkpoint_is_continued_split_and_the_other_way_round(tmp_path):
     ends = []

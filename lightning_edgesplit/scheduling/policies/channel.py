@@ -37,15 +37,15 @@ class Channel:
         if isinstance(self.subchannels, bool) or not isinstance(self.subchannels, int) or self.subchannels < 1:
             raise ValueError(f"subchannels={self.subchannels!r} of a channel must be a whole number, at least 1.")
         powers = self.power if isinstance(self.power, Mapping) else {"all": self.power}
-        numbers = {"bandwidth": self.bandwidth, "noise": self.noise}
-        numbers |= {f"power of {name!r}": value for name, value in powers.items()}
+        numbers = [("bandwidth", self.bandwidth), ("noise", self.noise)]
+        numbers += [(f"power of {name!r}", value) for name, value in powers.items()]
         if self.total_power is not None:
-            numbers["total_power"] = self.total_power
+            numbers.append(("total_power", self.total_power))
         for name, own in self.gains.items():
             if isinstance(own, Sequence) and len(own) != self.subchannels:
                 raise ValueError(f"gains of {name!r} are {len(own)} for {self.subchannels} subchannels: one for each.")
-            numbers |= {f"gains of {name!r}": gain for gain in (own if isinstance(own, Sequence) else [own])}
-        for option, value in numbers.items():
+            numbers += [(f"gains of {name!r}", gain) for gain in (own if isinstance(own, Sequence) else [own])]
+        for option, value in numbers:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"{option}={value!r} of a channel must be a number > 0 and finite.")
 

@@ -92,10 +92,13 @@ def given_to_stragglers(model: LatencyModel, works: Sequence[Work], channel: Cha
     """Which client has each subchannel, [subchannels]: the next one goes to whoever would be done last.
 
     Every client has one first, the weakest channel choosing first; each takes the free one with its greatest gain, and
-    pours all the power that it may have over those that it has.
+    pours all the power that it may have over those that it has: its cap, or the same part of it as all others where
+    there is a cap on all.
     """
     names = [client.name for client in model.clients]
     snr, power = [channel.snr(name) for name in names], [channel.most_power(name) for name in names]
+    if channel.total_power is not None:
+        power = [min(1.0, channel.total_power / sum(power)) * own for own in power]
     owner, free = [-1] * channel.subchannels, set(range(channel.subchannels))
     own: list[list[int]] = [[] for _ in names]
     seconds = [math.inf] * len(names)
@@ -186,9 +189,9 @@ class EPSL:
     Ours: how each of the three steps is written here (`given_to_stragglers`, `controlled`, and `round_seconds` at every
     cut that fits all clients and leaves the server a part); that a round has several local steps, and client-side
     models are exchanged at its ends as under all our policies; m = φ·b instead of ⌈φ·b⌉; that subchannels are the
-    client's fraction of the shared links, in both directions, and the downlink is otherwise as the profiles say. The
-    descent begins at the best cut at equal shares, and ends when a turn gains nothing. Without a `channel` the links
-    are as they are, at equal shares, and the cut is the only choice.
+    client's fraction of the shared links, in both directions, and the downlink is otherwise as the profiles say. A
+    descent begins at each of these cuts, ends when a turn gains nothing, and the best one counts. Without a `channel`
+    the links are as they are, at equal shares, and the cut is the only choice.
 
     `Plan.iterations` is by `round_seconds`; `Plan.predicted` is of the simulated round, which is never longer.
 
@@ -231,7 +234,8 @@ class EPSL:
         links = Links(tuple(equal_shares(len(clients))))
         cut, iterations = self._best_cut(model, works, links)
         if self.channel is not None:
-            cut, links, iterations = self._descend(model, works, cut, self.channel)
+            descents = [self._descend(model, works, start, self.channel) for start in works]
+            cut, links, iterations = min(descents, key=lambda descent: descent[2][-1])
         plan = plan_of(self.name, model, [cut] * len(clients), links.shares, iterations)
         if links.radio:
             uplink = tuple(

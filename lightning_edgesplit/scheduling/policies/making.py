@@ -37,7 +37,7 @@ def make(policy: Any, known: Mapping[str, Callable[..., Any]]) -> Policy:
         policy = parameters.pop("policy")
     if isinstance(policy, str):
         return _named(policy, parameters, known)
-    if isinstance(policy, type):
+    if isinstance(policy, type) and hasattr(policy, "plan"):
         return _checked(_called(policy, parameters, policy.__name__), given, known)
     if parameters:
         raise ValueError(f"policy={policy!r} is an object already, and takes no parameters: {', '.join(parameters)}.")
@@ -58,7 +58,7 @@ def _named(name: str, parameters: dict[str, Any], known: Mapping[str, Callable[.
         found = getattr(importlib.import_module(package), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"policy={name!r} is not there ({error}): {_ways(known)}") from error
-    if callable(found):
+    if callable(found) and (hasattr(found, "plan") or not isinstance(found, type)):
         found = _called(found, parameters, name)
     elif parameters:
         raise ValueError(f"policy={name!r} is an object, and takes no parameters: {', '.join(parameters)}.")
