@@ -33,3 +33,4 @@ bench: .venv/ready ## throughput against plain Lightning, and what splitting add
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.finding
+	$(BIN)/python -m benchmarks.scheduler --clients 10 1000 100000

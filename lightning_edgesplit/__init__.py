@@ -1,8 +1,13 @@
 """Parallel split learning on unequal edge devices, for any LightningModule."""
 
-from lightning_edgesplit.errors import ClientFailedError, ClientLostError, EdgeSplitError, ImpossibleCutError
-from lightning_edgesplit.scheduling import ClientProfile, InfeasibleError, ServerProfile
-from lightning_edgesplit.strategy import EdgeSplitStrategy
+from typing import TYPE_CHECKING
+
+from lightning_edgesplit import lazily
+
+if TYPE_CHECKING:
+    from lightning_edgesplit.errors import ClientFailedError, ClientLostError, EdgeSplitError, ImpossibleCutError
+    from lightning_edgesplit.scheduling import ClientProfile, InfeasibleError, ServerProfile
+    from lightning_edgesplit.strategy import EdgeSplitStrategy
 
 __all__ = [
     "ClientFailedError",
@@ -14,3 +19,15 @@ __all__ = [
     "InfeasibleError",
     "ServerProfile",
 ]
+
+__getattr__ = lazily.attributes(
+    __name__,
+    {
+        **dict.fromkeys(("ClientFailedError", "ClientLostError", "EdgeSplitError", "ImpossibleCutError"), "errors"),
+        **dict.fromkeys(("ClientProfile", "InfeasibleError", "ServerProfile"), "scheduling"),
+        "EdgeSplitStrategy": "strategy",
+    },
+)
+
+# Trainer(strategy="edgesplit") knows the name whichever of the two packages is imported first
+lazily.After("lightning.pytorch", f"{__name__}.strategy").install()

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_edgesplit import launcher as launchers
 from lightning_edgesplit.runtime import partition as partitions
+from lightning_edgesplit.runtime.server_models import ServerModel, make_server_model
 from lightning_edgesplit.scheduling import (
     ClientProfile,
     Fixed,
@@ -28,6 +29,7 @@ from lightning_edgesplit.scheduling import (
     load_clients,
     make_policy,
 )
+from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
 
@@ -82,16 +84,51 @@ def policy(policy: PolicyLike, cuts: str | Sequence[str] | None, count: int) -> 
     return Fixed(tuple(names)), names
 
 
-def check_plan(plan: Plan, clock: str) -> None:
+def server_model(
+    given: str | None, aggregated: float | None, policy: Policy, optimizer_state: str, second_cut: str | None
+) -> tuple[ServerModel, float]:
+    """The server-side model and φ that are trained: those of the policy, unless the user says otherwise.
+
+    Raises:
+        ValueError: If the policy plans for another one than the user wants.
+    """
+    own, phi = getattr(policy, "server_model", "per_client"), float(getattr(policy, "phi", 0.0))
+    name = own if given is None else given
+    if own not in ("per_client", name):
+        raise ValueError(
+            f"server_model={name!r} does not go with policy={policy.name!r}, which plans for {own!r}: leave"
+            " `server_model` out, or use another policy."
+        )
+    fraction = (phi if own == "shared" else 0.0) if aggregated is None else aggregated
+    return make_server_model(name, optimizer_state, second_cut, fraction), fraction
+
+
+def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None, paced: bool) -> None:
     """Refuses a plan that a run would not follow, whatever its predicted times say.
+
+    Args:
+        plan: The plan.
+        clock: `EdgeSplitStrategy(clock=…)`.
+        server_model: Which server-side model is trained.
+        second_cut: `EdgeSplitStrategy(second_cut=…)`.
+        paced: Whether the optimizer's rates may change with every arrival.
 
     Raises:
         ValueError: Naming the policy, what it plans and the way out.
     """
     parts = max(plan.micro_batches, default=1)
     refused = {
-        "server_model": (plan.server_model != "per_client", plan.server_model, "a run has one server-side model each"),
-        "micro_batches": (parts > 1, parts, "a run has each batch under way as a whole"),
+        "micro_batches": (
+            parts > 1 and (server_model != "per_client" or second_cut is not None or paced),
+            parts,
+            'they go neither with a server model other than "per_client", nor with `second_cut`, nor with a schedule'
+            " per step",
+        ),
+        "compression": (
+            plan.compression != "none" and (server_model != "per_client" or second_cut is not None),
+            plan.compression,
+            'it goes neither with a server model other than "per_client" nor with `second_cut`',
+        ),
         "server_shares": (
             bool(plan.server_shares) and clock == "wall",
             plan.server_shares,
@@ -130,7 +167,6 @@ def launcher(name: str, count: int) -> str:
 
 
 def check(
-    server_model: str,
     round_steps: int | None,
     partition: partitions.Partition,
     participation: float,
@@ -144,8 +180,6 @@ def check(
     Raises:
         ValueError: Naming the argument, its value and what is allowed.
     """
-    if server_model != "per_client":
-        raise ValueError(f'server_model={server_model!r} is not supported: use "per_client".')
     if round_steps is not None and (isinstance(round_steps, bool) or round_steps < 1):
         raise ValueError(f"round_steps={round_steps!r} must be at least 1, or None for one pass over the data.")
     partitions.check(partition, count)
@@ -157,6 +191,19 @@ def check(
         raise ValueError(f'clock={clock!r} is unknown: use "off", "wall" or "virtual".')
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
+
+
+def check_virtual(clock: str, server_model: str) -> None:
+    """Refuses a server-side model that the virtual clock does not know.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if clock == "virtual" and server_model not in SERVER_MODELS:
+        raise ValueError(
+            f"server_model={server_model!r} is not simulated, so clock='virtual' does not work with it: use one of"
+            f" {', '.join(SERVER_MODELS)}, or another clock."
+        )
 
 
 def trace(
@@ -274,6 +321,13 @@ def check_trainer(trainer: pl.Trainer, strategy: SingleDeviceStrategy) -> None:
             "leave it at 0",
         ),
     }
+    server_model = getattr(strategy, "server_model", None)
+    if server_model is not None and server_model.together:
+        way_out = f'leave it out with server_model="{server_model.name}", in which all clients step at once'
+        by_norm = (clipping(trainer) or ("", 0.0))[0] == "norm"
+        refused["gradient_clip_val"] = by_norm, f"{way_out}, or clip by value"
+        if max(_accumulated(trainer)) > 1:
+            refused["accumulate_grad_batches"] = True, way_out
     for option, (cannot, way_out) in refused.items():
         if cannot:
             raise ValueError(f"Trainer's `{option}` as given does not work with EdgeSplitStrategy: {way_out}.")

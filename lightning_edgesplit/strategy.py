@@ -31,6 +31,7 @@ from lightning_edgesplit.runtime.accounting import emulated, report_of
 from lightning_edgesplit.runtime.carried import CarriedModels
 from lightning_edgesplit.runtime.carrying import CarryingServer
 from lightning_edgesplit.runtime.cutting import Cutting
+from lightning_edgesplit.runtime.epsl import Aggregation, LastLayer, aggregated_step, find_last_layer
 from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
@@ -65,7 +66,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             (see `lightning_edgesplit.splitting.find_cuts`); ``"end"`` gives federated averaging.
         server: The server's speed and the links that all clients share; None: what the YAML file says, else this
             machine's speed as measured and links without limit.
-        server_model: ``"per_client"``: each client has a server-side model of its own.
+        server_model: ``"per_client"``: each client has a server-side model of its own, and whole models are averaged
+            (SplitFed-V1, EdgeSplit); ``"sequential"``: clients take turns with one model (vanilla split learning);
+            ``"splitfed-v2"``: one server-side model that steps per arrival, client after client in random order;
+            ``"shared"``: one server-side model that takes one step per local step of all clients (PSL, EPSL). The
+            classes in `runtime.server_models` define each. None: what the policy plans for, ``"per_client"`` mostly.
+        aggregated: With ``server_model="shared"``, φ of EPSL: the fraction of each batch whose gradients at the last
+            layer are aggregated over the clients before the backward pass; 0: none (PSL). None: the policy's φ, else 0.
+            See `runtime.epsl`.
         round_steps: Local steps per round; None: one pass over the client's data.
         partition: How the training set is divided: ``"iid"``, ``"dirichlet:0.5"``, ``"shards:2"``, one list of sample
             numbers per client, a function of (dataset, clients, seed), or None: every client has its own loader.
@@ -104,7 +112,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         policy: PolicyLike = "edgesplit",
         cuts: str | Sequence[str] | None = None,
         server: ServerProfile | None = None,
-        server_model: str = "per_client",
+        server_model: str | None = None,
+        aggregated: float | None = None,
         round_steps: int | None = None,
         partition: Partition = "iid",
         private: str | Sequence[str] | None = None,
@@ -121,10 +130,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.profiles, self.server_profile = options.profiles(clients, server)
         count = len(self.profiles)
         self._policy, self._wanted = options.policy(policy, cuts, count)
-        options.check(server_model, round_steps, partition, participation, optimizer_state, clock, timeout, count)
+        options.check(round_steps, partition, participation, optimizer_state, clock, timeout, count)
         self._role, self._launcher_name = Role.from_environment(), options.launcher(launcher, count)
+        self.server_model, self.aggregated = options.server_model(
+            server_model, aggregated, self._policy, optimizer_state, second_cut
+        )
+        options.check_virtual(clock, self.server_model.name)
         self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
-        self.processes = options.processes(processes, count, partition, clock, server_model, self._launcher_name)
+        self.processes = options.processes(
+            processes, count, partition, clock, self.server_model.name, self._launcher_name
+        )
         self.participation = participation
         self.round_steps, self.partition, self.optimizer_state_rule = round_steps, partition, optimizer_state
         self.clock, self.timeout = clock, timeout
@@ -144,6 +159,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._clip: tuple[str, float] | None = None
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._timetable: Timetable | None = None
+        self._last_layer: LastLayer | None = None
         self._source: Any = None
         self._agenda = Rounds([])
         self._resume = Resume()
@@ -237,11 +253,20 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            learning=not torch.are_deterministic_algorithms_enabled() and self.clock != "virtual",
+            # the cut of one model for all stays, and emulated times are the same in every run
+            learning=not (
+                torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
+            ),
             trace=self._trace,
+            server_model=self.server_model.name,
+            aggregated=self.aggregated,
+            split=self.server_model.one,
         )  # fmt: skip
+        context = self.precision_plugin.train_step_context
+        module = self._trainer.lightning_module
+        self._last_layer = find_last_layer(module, batch, context) if self.aggregated else None
         plan, _ = self._planner.plan([self.round_steps or 1] * clients)  # refuses what cannot be, before clients start
-        options.check_plan(plan, self.clock)
+        self._check_plan(plan)
 
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
@@ -270,14 +295,18 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             paced=self._paced(),
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
+            kind=self.server_model,
+            seed=process.seed,
         )
-        self._whole = models(self._server, self.optimizer_state_rule)
+        rule = self.server_model.state_rule(self.optimizer_state_rule)
+        self._whole = models(self._server, rule)
 
     def _prepare_rounds(self, seed: int) -> None:
         """Divides the clients' batches into rounds, and announces the plan of the first."""
         assert self._server is not None
         assert self._planner is not None
-        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit)
+        kind = self.server_model
+        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit, kind.together)
         self._trainer.limit_train_batches = 1.0  # it holds for what the clients send already
         if not any(batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
@@ -285,7 +314,16 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             greeting["batches"] = count
         self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
         self._timetable = Timetable(self._planner, self._trace, self._resume.elapsed)
-        self._agenda = Rounds(batches, self.round_steps, self.participation, seed, self._timetable.choose)
+        self._agenda = Rounds(
+            batches,
+            self.round_steps,
+            self.participation,
+            seed,
+            self._timetable.choose,
+            self._timetable.parts,
+            kind.by_turns,
+            kind.together,
+        )
         self.rounds = []
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)))
         self._announce()
@@ -320,9 +358,19 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._planner is not None
         assert self._timetable is not None
         ahead = self._timetable.entry(self._trainer.current_epoch, round_.number)
-        self.plan, self._expected = ahead.plan, (round_.steps, ahead.expected)
+        self._check_plan(ahead.plan)
+        self.plan, self._expected = ahead.plan, (round_.steps, ahead.turn(round_.steps))
         at_once = min(sum(1 for count in round_.steps if count), self.processes or len(round_.steps))
         self._beside_clients = self._planner.server_threads(self.plan, round_.steps, self._threads, at_once)
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Refuses a plan that the server-side model cannot be trained with."""
+        assert self._planner is not None
+        options.check_plan(plan, self.clock, self.server_model.name, self.second_cut, self._paced())
+        cuts = [self._planner.cuts.find(name) for name in plan.cuts]
+        self.server_model.check_cuts(plan.policy, cuts)
+        if self._last_layer is not None:
+            self._last_layer.check(self._trainer.lightning_module, cuts[0])
 
     def _begin_epoch(self) -> Iterator[Any]:
         """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""
@@ -357,9 +405,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             server.start_round(
                 planner.orders(self.plan, round_.steps),
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
+                arbitration=planner.arbitration(self.plan, round_.steps),
+                longest_first=self.plan.order == "longest_first",
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
-            for _ in range(sum(round_.steps)):
+            for _ in range(self._agenda.arrivals_in(round_)):
                 if cutting.outdated:
                     raise ValueError(
                         "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"
@@ -401,9 +451,22 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 module.log(*log_args, **log_kwargs)
         if seat.cut.name == END or seat.cut.back is not None:
             return clients_loss(seat, frame)
-        with self._server.stepping(client, frame, module.log):
-            index = [frame.about["index"]] if len(args) > 1 else []
-            return super().training_step(batch, *index, **kwargs)
+        index = [frame.about["index"]] if len(args) > 1 else []
+        server, aggregation = self._server, Aggregation.of(self._server.joint, self.aggregated)
+
+        def step(reduced: Frame | None = None) -> Any:
+            log = module.log if reduced is None else lambda *args, **kwargs: None
+            own = batch if reduced is None or aggregation is None else aggregation.batch(batch)
+            with server.stepping(client, reduced or frame, log):
+                return super(EdgeSplitStrategy, self).training_step(own, *index, **kwargs)
+
+        if aggregation is None:
+            return step()
+        assert self._last_layer is not None
+        assert seat.cut.border is not None
+        aggregation.joint.handed_out = aggregation.handed_out
+        crossing = len(seat.cut.border.tensors)
+        return aggregated_step(module, self._last_layer, aggregation, crossing, step, server.keeping_buffers())
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -447,6 +510,12 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             del own["clip_gradients"]
 
     @override
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        assert self._now is not None
+        weight = self._now[1].about.get("weight", 1.0)  # a micro-batch's part of the batch, whose loss is a mean
+        return super().backward(closure_loss if weight == 1 else closure_loss * weight, optimizer, *args, **kwargs)
+
+    @override
     def pre_backward(self, closure_loss: Tensor) -> None:
         assert self._server is not None
         assert self._now is not None
@@ -483,7 +552,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         )  # fmt: skip
         if self.clock == "virtual":
             begins = self._timetable.entry(trainer.current_epoch, self._agenda.current.number).begins
-            report = emulated(report, expected, begins)
+            report = emulated(report, expected, max(begins, self._timetable.now))
+        report = replace(report, ends_turns=not any(self._agenda.current.waiting))
         self._timetable.now = report.elapsed
         self._agenda.ended += 1
         self.rounds.append(report)

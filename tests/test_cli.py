@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +55,41 @@ def test_a_policy_may_have_parameters_overlap_and_be_the_users_own(files, capsys
     drawn = [planned("--policy", "random", "--round", str(number))["cuts"] for number in range(12)]
     assert len({tuple(cuts) for cuts in drawn}) > 1
     assert planned("--policy", "random", "--round", "5")["cuts"] == drawn[5]
+
+
+def test_plan_draws_the_planned_round(files, tmp_path):
+    assert main(["plan", *files, "--figure", str(tmp_path / "round.png")]) == 0
+    assert (tmp_path / "round.png").read_bytes().startswith(b"\x89PNG")
+
+
+def run_python(code, *arguments):
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_plan_answers_without_torch_and_matplotlib(files):
+    code = """
+import sys
+from lightning_edgesplit.cli import main
+main(["plan", *sys.argv[1:]])
+print("loaded:", [name for name in ("torch", "lightning", "matplotlib") if name in sys.modules])
+"""
+    text = run_python(code, *files)
+    assert "plan of edgesplit" in text
+    assert "loaded: []" in text
+
+
+@pytest.mark.parametrize("first", ["lightning_edgesplit", "lightning.pytorch"])
+def test_the_trainer_knows_the_strategy_whichever_package_is_imported_first(first):
+    second = {"lightning_edgesplit": "lightning.pytorch", "lightning.pytorch": "lightning_edgesplit"}[first]
+    code = f"""
+import {first}, {second}
+from lightning.pytorch import Trainer
+print(type(Trainer(strategy="edgesplit", accelerator="cpu", logger=False, enable_checkpointing=False).strategy))
+"""
+    assert "EdgeSplitStrategy" in run_python(code)
 
 
 @pytest.mark.parametrize(

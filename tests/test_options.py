@@ -44,7 +44,6 @@ def undivided():
         ({"clients": []}, r"clients=\[\] is empty"),
         ({"clients": {}}, "`clients:` is missing or empty"),
         ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
-        ({"server_model": "shared"}, "server_model='shared' is not supported"),
         ({"second_cut": "end"}, "second_cut='end' must be the name of a module"),
         ({"second_cut": 3}, "second_cut=3 must be the name of a module"),
         ({"participation": 0.0}, "participation=0.0 must be a fraction"),

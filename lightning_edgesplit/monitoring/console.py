@@ -13,9 +13,12 @@ from lightning_edgesplit.monitoring.units import digits, megabytes, percent, rat
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport
 from lightning_edgesplit.scheduling.plan import Plan
 
+ROWS = 40
+"""Clients that a table shows at most: of more, the slowest ones."""
+
 
 def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float] | None = None) -> Table:
-    """The plan with one row per client and, below it, its round time beside that of other policies.
+    """The plan with one row per client (`ROWS` at most) and, below, its round time beside that of other policies.
 
     Args:
         plan: What the policy decided.
@@ -36,9 +39,10 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
     for header in ("share", "uplink", "downlink", "predicted round"):
         table.add_column(header, justify="right", no_wrap=header != "predicted round")
     slowest = max(range(len(names)), key=plan.predicted.__getitem__, default=None)
-    for k, name in enumerate(names):
+    shown = sorted(sorted(range(len(names)), key=lambda k: -plan.predicted[k])[:ROWS])
+    for k in shown:
         table.add_row(
-            Text(name),
+            Text(names[k]),
             Text(plan.cuts[k]),
             percent(plan.shares[k]),
             rate(plan.uplink[k]),
@@ -48,6 +52,8 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
         )
     whole = Table.grid()
     whole.add_row(table)
+    if len(shown) < len(names):
+        whole.add_row(Text(f"and {len(names) - len(shown)} more, which are faster or take no part", style="dim"))
     whole.add_row(Text("* slowest client: the round takes as long as it does", style="dim"))
     if comparisons:
         whole.add_row()

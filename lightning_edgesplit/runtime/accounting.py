@@ -59,7 +59,7 @@ def report_of(
                 share=plan.shares[k],
                 uplink=plan.uplink[k],
                 downlink=plan.downlink[k],
-                steps=len(seat.services),
+                steps=sum(service.last for service in seat.services),
                 samples=letter.frame.about["samples"],
                 seconds=seconds,
                 idle=waiting,
@@ -68,8 +68,12 @@ def report_of(
                 round_time=took,
                 predicted=predicted[k],
                 overrun=letter.frame.about["overrun"],
+                smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
+                gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
             )
         )
+    # a step of all clients is in each of their seats, with the same times
+    visits = {(v.begun, v.done) for seat in server.seats for service in seat.services for v in service.visits}
     spans.append(Span(uploads[0].link, True, "aggregation", last - began, ended - began))
     return RoundReport(
         index=index,
@@ -78,9 +82,7 @@ def report_of(
         clients=tuple(clients),
         seconds=ended - began,
         predicted=max(predicted),
-        server_seconds=sum(
-            visit.done - visit.begun for seat in server.seats for service in seat.services for visit in service.visits
-        ),
+        server_seconds=sum(done - begun for begun, done in visits),
         aggregation_seconds=ended - last,
         elapsed=before + ended - began,
         wall=ended - began,
@@ -127,13 +129,13 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     one host, where the clock is shared, that leaves 0. What counts is when a client began to send: the call may return
     after the arrival.
     """
-    about = letter.frame.about["times"]
+    times = {name: float(text) for name, text in letter.frame.about["times"].items()}
     steps = letter.frame.tensors[-1].tolist()
     pairs = list(zip(seat.services, steps, strict=True))
     split = seat.cut.name != END
     there: list[float] = []  # how long each message to the server seems to have taken, and each from there
     back: list[float] = []
-    for service, (_, forward, _, returned, head, _, gradient, _) in pairs:
+    for service, (_, forward, _, returned, head, _, gradient, _, _) in pairs:
         there += [visit.arrived - left for visit, left in zip(service.visits, (forward, head), strict=False)]
         if split:
             back += [visit.sent - here for visit, here in zip(service.visits[::-1], (gradient, returned), strict=False)]
@@ -143,16 +145,26 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
         spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
 
+    grants = iter(seat.grants)
+
+    def up(phase: str, left: float, arrived: float) -> None:
+        """On the uplink, after the wait for it where it is granted."""
+        grant = next(grants, None)
+        begun = left if grant is None or grant.begun is None else min(max(left, grant.begun), arrived)
+        if begun > left:
+            add("grant", left, begun)
+        add(phase, begun, arrived)
+
     def visit(service: Service, left: float, here: float) -> None:
         """There and back again: from when the client began to send until it has the answer."""
-        add("uplink", left, service.arrived)
+        up("uplink", left, service.arrived)
         add("wait", service.arrived, service.begun)
         add("server", service.begun, service.sent)
         add("downlink", service.sent, here)
         add("server", service.begun, service.done, on_server=True)
 
-    add("download", seat.began, about["downloaded"] + off)
-    for service, (begin, forward, _, returned, head, _, gradient, backward) in pairs:
+    add("download", seat.began, times["downloaded"] + off)
+    for service, (begin, forward, _, returned, head, _, gradient, resumed, backward) in pairs:
         add("forward", begin + off, forward + off)
         if service.first is not None:
             visit(service.first, forward + off, returned + off)
@@ -160,6 +172,6 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
             visit(service, head + off, gradient + off)
         elif split:
             visit(service, forward + off, gradient + off)
-        add("backward", gradient + off, backward + off)
-    add("upload", about["upload"] + off, letter.arrived)
+        add("backward", resumed + off, backward + off)
+    up("upload", times["upload"] + off, letter.arrived)
     return spans

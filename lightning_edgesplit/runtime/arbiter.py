@@ -6,14 +6,57 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 
+from lightning_edgesplit.scheduling.latency import Work
 from lightning_edgesplit.scheduling.links import SharedLink, Transfer
 
 UP, DOWN = 0, 1
 """Ways: towards the server, and from it."""
 
 Done = Callable[[Transfer], None]
+
+
+@dataclass(frozen=True)
+class Arbitration:
+    """How the links of a round are shared, where the server decides who uses them when.
+
+    Attributes:
+        disciplines: One of `lightning_edgesplit.scheduling.plan.DISCIPLINES` for each way, uplink first.
+        capacities: Bytes/s of all clients together, each way.
+        limits: Bytes/s of each client, at most, each way.
+        latencies: One-way delay of each client's messages, seconds.
+        works: What each client has to do, which says how urgent its messages are; None: it takes no part.
+    """
+
+    disciplines: tuple[str, str]
+    capacities: tuple[float, float]
+    limits: tuple[tuple[float, ...], tuple[float, ...]]
+    latencies: tuple[float, ...]
+    works: tuple[Work | None, ...]
+
+    def open(self) -> Arbiter:
+        """An arbiter for a round; close it."""
+        ways = zip(self.disciplines, self.capacities, self.limits, strict=True)
+        return Arbiter([SharedLink(*way) for way in ways], self.latencies)
+
+    def urgency(self, client: int, phase: str, steps: int) -> float:
+        """Seconds that the client would need to the end of its round, had it everything for itself.
+
+        Args:
+            client: Which one.
+            phase: What it is about to do: ``"download"``, ``"uplink"``, ``"server"``, ``"downlink"`` or ``"upload"``.
+            steps: Local steps that it has ahead, the present one included.
+        """
+        work = self.works[client]
+        assert work is not None
+        if phase == "upload":
+            return work.tail(0)
+        if phase == "download":
+            return work.tail(steps) + work.download_alone
+        done = {"uplink": work.forward, "server": work.until_server, "downlink": work.until_server + work.server}
+        return work.tail(steps, done[phase])
 
 
 class Arbiter:

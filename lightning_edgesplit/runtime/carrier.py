@@ -54,10 +54,12 @@ class Carrier(Client):
         self.cut = None
         self.optimizer.state.clear()
         self._batches, self._taken = iter(()), 0
-        self._epoch_began = self._loader_began = None
+        self._epoch_began, self._loader_began = None, []
         self._begin_as(client)
         self.loader = self._loaders.of(client)
-        if position is not None:
+        if position is None:
+            self._loaders.rewind(client)
+        else:
             super()._restore(Frame(Kind.RESTORE, order.tensors, position))
 
     def _leave_out(self, batches: Iterator[Any], count: int) -> None:

@@ -183,7 +183,10 @@ class CarryingServer(Server):
         about, tensors = letter.frame.about, list(letter.frame.tensors)
         rest = iter(tensors)
         own = {name: next(rest) for name in seat.cut.client}
-        state = {**self.state_behind(client), **states.unpack(about["state"], rest)} if about["state"] else {}
+        assert self._start is not None
+        state: states.State = {}
+        if self._start.about["upload_state"]:
+            state = {**self.state_behind(client), **states.unpack(about["state"], rest)}
         self._waiting[client] = {**seat.model, **own}, state, about["samples"]
         light = Frame(Kind.UPLOAD, tensors[-1:], {**about, "state": []}, letter.frame.size)
         self.letters[client] = replace(letter, frame=light)

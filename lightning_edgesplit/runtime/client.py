@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
+from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.partition import extent
-from lightning_edgesplit.runtime.throttle import Emulation, Throttle
+from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
+from lightning_edgesplit.runtime.partition import extent, generators_of
+from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
@@ -25,10 +28,11 @@ from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import ClientPart, Passed, run_client_side
 from lightning_edgesplit.splitting.tree import Structure, flatten
 
-TIMES = ("begin", "forward", "through", "back", "head", "loss", "gradient", "backward")
-"""What a client notes of a local step, seconds of its monotonic clock: when it began, when the forward pass was done,
-the smashed data through, what comes back here, the last layers done, their gradients through, the gradient here, and
-the backward pass done. Without a second cut the three in the middle are the one before them."""
+TIMES = ("begin", "forward", "through", "back", "head", "loss", "gradient", "resumed", "backward")
+"""What a client notes of each arrival of a local step, seconds of its monotonic clock: when it began, when the forward
+pass was done, the smashed data through, what comes back here, the last layers done, their gradients through, the
+gradient here, and when the backward pass began and was done. Without a second cut the three in the middle are the one
+before them; with micro-batches there are several arrivals, and a gradient may wait for its backward pass."""
 
 
 class _Stopped(Exception):
@@ -68,12 +72,16 @@ class Client:
         self.sides = Sides(module)
         self.cut: Cut | None = None
         self.throttle = Throttle()
-        self._inbox = Inbox([link], ["the server"])
+        self._granted = threading.Semaphore(0)
+        self._inbox = Inbox([link], ["the server"], {Kind.GRANT: lambda link, frame: self._granted.release()})
+        self._sender: Sender | None = None
+        self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
         self._batches: Iterator[tuple[int, Any]] = iter(())
         self._taken = self._samples = 0
         self._epoch_began: Tensor | None = None
-        self._loader_began: Tensor | None = None
+        self._loader_began: list[Tensor] = []
+        self._asking = "uplink"
         self._logged: list[list[Any]] = []
         self._outputs: Sequence[Sequence[Any]] = []
         self._returned: Sequence[Sequence[Any]] = []
@@ -106,6 +114,8 @@ class Client:
             raise
         finally:
             self._ended.set()
+            if self._sender is not None:
+                self._sender.close()
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
@@ -146,38 +156,34 @@ class Client:
         """Where this client is in its data and its random streams."""
         numbers, tensors = generators.read()
         began = [] if self._epoch_began is None else [self._epoch_began]
-        own = getattr(self.loader, "generator", None)
-        loader = [] if own is None else [own.get_state()]
-        loader_began = [] if own is None or self._loader_began is None else [self._loader_began]
+        loader = [own.get_state() for own in generators_of(self.loader)]
         about = {
-            "taken": self._taken, "random": numbers, "began": bool(began), "loader": bool(loader),
-            "loader_began": bool(loader_began),
+            "taken": self._taken, "random": numbers, "began": bool(began), "loader": len(loader),
+            "loader_began": len(self._loader_began),
         }  # fmt: skip
-        return about, [*tensors, *began, *loader, *loader_began]
+        return about, [*tensors, *began, *loader, *self._loader_began]
 
     def _restore(self, order: Frame) -> None:
         """Goes back to a position: the same order of the data, without what was taken, and the same streams."""
         about, tensors = order.about, list(order.tensors)
         numbers, rest = tensors[: generators.COUNT], iter(tensors[generators.COUNT :])
         began = next(rest) if about["began"] else None
-        loader = next(rest) if about["loader"] else None
-        loader_began = next(rest) if about["loader_began"] else None
-        own = getattr(self.loader, "generator", None)
+        loader = [next(rest) for _ in range(about["loader"])]
+        loader_began = [next(rest) for _ in range(about["loader_began"])]
         if about["taken"]:
             if began is not None:
                 torch.set_rng_state(began)
-            if own is not None and loader_began is not None:
-                own.set_state(loader_began)
+            for own, state in zip(generators_of(self.loader), loader_began, strict=False):
+                own.set_state(state)
             self._begin_epoch(skip=about["taken"])
-        if own is not None and loader is not None:
-            own.set_state(loader)
+        for own, state in zip(generators_of(self.loader), loader, strict=False):
+            own.set_state(state)
         generators.write(about["random"], numbers)
 
     def _begin_epoch(self, skip: int = 0) -> None:
         """Begins a pass over the data, behind so many batches."""
-        own = getattr(self.loader, "generator", None)
         self._epoch_began = torch.get_rng_state()
-        self._loader_began = None if own is None else own.get_state()
+        self._loader_began = [own.get_state() for own in generators_of(self.loader)]
         batches = iter(self.loader)
         self._leave_out(batches, skip)
         self._batches, self._taken = enumerate(batches, skip), skip
@@ -197,7 +203,12 @@ class Client:
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
-        self.throttle = Throttle(Emulation(**about["emulation"]) if about["emulation"] else None)
+        emulation = Emulation(**about["emulation"]) if about["emulation"] else None
+        if about["arbited"]:
+            self._asking = "uplink"
+            self.throttle = Throttle(emulation, uplink=Asked(self._ask), downlink=AsItComes())
+        else:
+            self.throttle = Throttle(emulation)
         self.throttle.received(order.frame.size, order.arrived)
         downloaded = time.monotonic()
         self.on_round(about["epoch"], about["global_step"])
@@ -206,9 +217,9 @@ class Client:
             torch.set_rng_state(order.frame.tensors[-1])
         if about["new_epoch"]:
             self._begin_epoch()
-        self._samples = 0
-        records = [self._step(about) for _ in range(about["steps"])]
-        upload = time.monotonic()
+        self._samples, self._lost, self._norm = 0, 0.0, 0.0
+        records = [times for _ in range(about["steps"]) for times in self._step(about)]
+        upload, self._asking = time.monotonic(), "upload"
         tensors = self._weights()
         state: list[Any] = []
         if about["upload_state"]:
@@ -217,9 +228,20 @@ class Client:
         if about["stream"]:
             tensors.append(torch.get_rng_state())
         tensors.append(torch.tensor(records, dtype=torch.float64).reshape(-1, len(TIMES)))
-        times = {"received": order.arrived, "downloaded": downloaded, "upload": upload}
-        done = {"samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state}
+        # of one width whatever the digits, so that the same run sends the same number of bytes
+        times = {"downloaded": f"{downloaded:.16e}", "upload": f"{upload:.16e}"}
+        lost = self._lost / self._norm if self._norm else None
+        done = {
+            "samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state, "lost": lost,
+        }  # fmt: skip
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
+
+    def _ask(self, size: int) -> None:
+        """Asks the server for the uplink, and waits for the grant."""
+        self.link.send(Frame(Kind.ASK, about={"size": size, "phase": self._asking}))
+        while not self._granted.acquire(timeout=0.1):
+            if self._inbox.over:  # the server is gone, or says stop, which is the next thing to be read
+                raise ClientLostError("the server is gone, or has ended the run, while a grant was waited for")
 
     def _take_over(self, order: Frame) -> None:
         """Takes this round's cut, weights and moved optimizer states; hands over those that now are the server's."""
@@ -247,8 +269,8 @@ class Client:
             self.sides.release(name)
         self.sides.place(away)
 
-    def _step(self, about_round: dict[str, Any]) -> list[float]:
-        """One local step; its `TIMES`."""
+    def _step(self, about_round: dict[str, Any]) -> list[list[float]]:
+        """One local step; the `TIMES` of its arrivals."""
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
@@ -267,12 +289,15 @@ class Client:
             "steps": (index + 1) % accumulate == 0 or index + 1 == about_round["batches"],
         }
         self._buffers_before = {n: self.sides.buffers[n].clone() for n in self._own if n in self.sides.buffers}
-        run = self._whole_step if self.cut.name == END else self._split_step
-        times = run(begin, batch, about, about_round)
+        if about_round["parts"] > 1:
+            records = self._overlapped_step(batch, about, about_round)
+        else:
+            run = self._whole_step if self.cut.name == END else self._split_step
+            records = [[begin, *run(begin, batch, about, about_round)]]
         self.sides.collect()
         self._buffers_before = {}
         self._samples += about["samples"]
-        return [begin, *times]
+        return records
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """A step of which the server runs the rest, or what is between the client's first and last layers."""
@@ -284,7 +309,8 @@ class Client:
         def send(part: Passed, kind: Kind) -> None:
             self.throttle.forward(begin, about["samples"])
             times.append(time.monotonic())
-            self._send_smashed(kind, part, batch, about)
+            state = [torch.get_rng_state()] if cut.random else []
+            self.link.send(self._smashed(kind, part, batch, about, about_round, state), pace=self.throttle.sending)
             times.append(time.monotonic())
 
         def there_and_back(part: Passed) -> Passed:
@@ -302,39 +328,100 @@ class Client:
             self._finish_head(part, about, about_round["accumulate"], times)
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
-        times.append(time.monotonic())
-        gradients = list(answer.frame.tensors)
-        if cut.random and cut.back is None:
-            torch.set_rng_state(gradients.pop())
+        times += [time.monotonic()] * 2
+        state = self._backward(part, answer.frame)
+        if state is not None and cut.back is None:
+            torch.set_rng_state(state)
+        self._take_step(about, about_round)
+        self.throttle.backward(times[-1], about["samples"])
+        return [*times, time.monotonic()]
+
+    def _overlapped_step(self, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[list[float]]:
+        """A step in micro-batches: all forward passes, smashed data on the way meanwhile; then the backward passes.
+
+        The gradients of the micro-batches' losses, each weighted with its part of the samples, are summed in their
+        order. Huang et al. 2019 (GPipe, arXiv:1811.06965); between client and server: PiPar, arXiv:2302.12803.
+        """
+        cut, parts = self.cut, about_round["parts"]
+        assert cut is not None
+        assert cut.border is not None
+        self._sender = self._sender or Sender()
+        records, passed = [], []
+        for number, own in enumerate(divided(batch, parts)):
+            begin, samples = time.monotonic(), batch_size(own)
+            self._logged.clear()
+            with self._context():
+                part = run_client_side(self.module, cut.border, own, about["index"])
+            self.throttle.forward(begin, samples)
+            forward = time.monotonic()
+            of_part = {
+                **about, "samples": samples, "logged": list(self._logged), "part": number, "parts": parts,
+                "weight": samples / about["samples"], "steps": about["steps"] and number + 1 == parts,
+            }  # fmt: skip
+            state = [fresh_stream()] if cut.random else []
+            frame = self._smashed(Kind.SMASHED, part, own, of_part, about_round, state)
+            self._sender.put(partial(self._send_paced, frame))
+            records.append([begin, *[forward] * 5])
+            passed.append((part, samples))
+        for times, (part, samples) in zip(records, passed, strict=True):
+            answer = self._await(Kind.GRADIENT)
+            self.throttle.received(answer.frame.size, answer.arrived)
+            resumed = time.monotonic()
+            self._backward(part, answer.frame)
+            if times is records[-1]:
+                self._take_step(about, about_round)
+            self.throttle.backward(resumed, samples)
+            times += [resumed, resumed, time.monotonic()]
+        if self._sender.error is not None:
+            raise self._sender.error
+        return records
+
+    def _send_paced(self, frame: Frame) -> None:
+        self.link.send(frame, pace=self.throttle.sending)
+
+    def _backward(self, part: ClientPart, answer: Frame) -> Tensor | None:
+        """The backward pass from the gradient at the cut; returns where random numbers go on, if that came with it."""
+        cut = self.cut
+        assert cut is not None
+        assert cut.border is not None
+        gradients = list(restored(answer).tensors)
+        state = gradients.pop() if cut.random and cut.back is None else None
         tied = [self.sides.real(name) for name in cut.tied]
         part.backward(cut.border, gradients[: len(gradients) - len(tied)])
         for parameter, gradient in zip(tied, gradients[len(gradients) - len(tied) :], strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._set_groups(answer.frame.about.get("groups"))
+        self._set_groups(answer.about.get("groups"))
+        return state
+
+    def _take_step(self, about: dict[str, Any], about_round: dict[str, Any]) -> None:
+        """The optimizer's step, if it is time for one."""
         if about["steps"]:
             self._clip(about_round["clip"], together=True)
             self.optimizer.step()
-        self.throttle.backward(times[-1], about["samples"])
-        return [*times, time.monotonic()]
 
-    def _send_smashed(self, kind: Kind, part: Passed, batch: Any, about: dict[str, Any]) -> None:
-        """Sends the smashed data, and what else the server needs of the batch, the weights and the step's path."""
+    def _smashed(
+        self, kind: Kind, part: Passed, batch: Any, about: dict[str, Any], about_round: dict[str, Any],
+        state: list[Tensor],
+    ) -> Frame:  # fmt: skip
+        """The smashed data, and what else the server needs of the batch, the weights and the step's path."""
         cut = self.cut
         assert cut is not None
         assert cut.border is not None
         leaves = flatten(batch)[0]
         sent = [leaves[i] for i in cut.sent]
         tied = [self.sides.real(name) for name in cut.tied]
-        tensors = [x.detach() for x in (*part.tensors, *sent, *tied) if isinstance(x, Tensor)]
-        if cut.random:
-            tensors.append(torch.get_rng_state())
+        tensors = [x.detach() for x in (*part.tensors, *sent, *tied) if isinstance(x, Tensor)] + state
         about["shapes"] = [list(x.shape) if isinstance(x, Tensor) else None for x in leaves]
         about["plain"] = [x for x in sent if isinstance(x, PLAIN)]
         if cut.border.reads:
             about["notes"] = part.notes
         if part.outputs != self._outputs:
             about["outputs"] = self._outputs = part.outputs
-        self.link.send(Frame(kind, tensors, about), pace=self.throttle.sending)
+        frame = Frame(kind, tensors, about)
+        if about_round["compression"] == "int8":
+            frame, lost, norm = compressed(frame, len(part.tensors))
+            self._lost, self._norm = self._lost + lost, self._norm + norm
+        return frame
 
     def _take_back(self, times: list[float]) -> Passed:
         """Waits for what the server made of the smashed data, where this side runs the last layers."""
@@ -384,7 +471,7 @@ class Client:
             self._clip(about_round["clip"], together=False)
             self.optimizer.step()
         self.throttle.backward(begun, about["samples"])
-        return [forward, *[forward] * 4, begun, time.monotonic()]
+        return [forward, *[forward] * 4, begun, begun, time.monotonic()]
 
     def _clip(self, clip: Sequence[Any] | None, together: bool) -> None:
         """Clips this side's gradients by value, or by the norm of both sides' together, which the server computes."""

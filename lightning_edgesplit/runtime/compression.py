@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from lightning_edgesplit.runtime.wire import DTYPES, Frame
 
 LEVELS = 255
 
@@ -64,10 +67,43 @@ def from_int8(sent: Sequence[Tensor], chosen: Sequence[bool], dtypes: Sequence[t
     return tensors
 
 
-def relative_error(exact: Iterable[Tensor], restored: Iterable[Tensor]) -> float:
-    """‖x − x̂‖ / ‖x‖ over all tensors together; 0 where all are 0."""
+def compressed(frame: Frame, count: int) -> tuple[Frame, float, float]:
+    """A frame whose first `count` tensors go as 8-bit integers; ``about["int8"]`` says which, and what they were.
+
+    Returns:
+        The frame, ‖x − x̂‖² and ‖x‖² over those tensors.
+    """
+    exact = list(frame.tensors[:count])
+    sent, chosen = to_int8(exact)
+    kinds = [DTYPES.index(x.dtype) for x in exact]
+    back = from_int8(sent, chosen, [x.dtype for x in exact])
+    lost, norm = squares(exact, back)
+    about = {**frame.about, "int8": [kind if own else -1 for kind, own in zip(kinds, chosen, strict=True)]}
+    return replace(frame, tensors=[*sent, *frame.tensors[count:]], about=about), lost, norm
+
+
+def restored(frame: Frame) -> Frame:
+    """The inverse of `compressed`; any other frame as it is.
+
+    Raises:
+        ValueError: If the frame does not hold what it says.
+    """
+    kinds = frame.about.get("int8")
+    if kinds is None:
+        return frame
+    if not all(isinstance(kind, int) and -1 <= kind < len(DTYPES) for kind in kinds):
+        raise ValueError(f"int8={kinds!r} of a frame are no types of tensors")
+    chosen = [kind >= 0 for kind in kinds]
+    taken = len(kinds) + sum(chosen)
+    tensors = from_int8(frame.tensors[:taken], chosen, [DTYPES[kind] for kind in kinds])
+    return replace(frame, tensors=[*tensors, *frame.tensors[taken:]])
+
+
+def squares(exact: Iterable[Tensor], back: Iterable[Tensor]) -> tuple[float, float]:
+    """‖x − x̂‖² and ‖x‖² over the floating-point ones of all tensors together."""
     lost = norm = 0.0
-    for x, y in zip(exact, restored, strict=True):
-        lost += float((x.double() - y.double()).square().sum())
-        norm += float(x.double().square().sum())
-    return (lost / norm) ** 0.5 if norm else 0.0
+    for x, y in zip(exact, back, strict=True):
+        if x.is_floating_point():
+            lost += float((x.double() - y.double()).square().sum())
+            norm += float(x.double().square().sum())
+    return lost, norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_edgesplit.errors import ClientFailedError
@@ -38,10 +38,20 @@ class Inbox:
     Args:
         links: The links to receive from.
         names: How errors call the other ends.
+        at_once: What the receiving threads themselves do with frames of some kinds; those come to nobody else.
+
+    Attributes:
+        over: Links on which nothing more comes: they broke, or the other end has said its last word.
     """
 
-    def __init__(self, links: Sequence[Link], names: Sequence[str]) -> None:
-        self._links, self._names = links, names
+    def __init__(
+        self,
+        links: Sequence[Link],
+        names: Sequence[str],
+        at_once: Mapping[Kind, Callable[[int, Frame], None]] | None = None,
+    ) -> None:
+        self._links, self._names, self._at_once = links, names, dict(at_once or {})
+        self.over: set[int] = set()
         self._queue: queue.SimpleQueue[tuple[int, Letter | Exception]] = queue.SimpleQueue()
         self._held: list[Letter] = []
         self._threads = [
@@ -55,26 +65,40 @@ class Inbox:
         try:
             while True:
                 frame = self._links[link].receive()
+                if frame.kind in self._at_once:
+                    self._at_once[frame.kind](link, frame)
+                    continue
                 self._queue.put((link, Letter(link, frame, time.monotonic())))
                 if frame.kind in LAST:
                     return
         except Exception as error:  # told to the thread that waits for this link
             self._queue.put((link, error))
+        finally:
+            self.over.add(link)
 
-    def next(self, *kinds: Kind, link: int | None = None, anywhere: tuple[Kind, ...] = ()) -> Letter:
+    def next(
+        self,
+        *kinds: Kind,
+        link: int | None = None,
+        anywhere: tuple[Kind, ...] = (),
+        first: Callable[[Letter], float] | None = None,
+    ) -> Letter:
         """Waits for the next frame of one of these kinds; others are held back in their order.
 
         Args:
             kinds: What is waited for.
             link: Where it must come from; None: anywhere.
             anywhere: Kinds that are taken from any link all the same.
+            first: Of those that are here, the one for which this is least is taken; None: who came first.
 
         Raises:
             ClientFailedError: If a client reports an exception of its own.
             ClientLostError: If a link is gone; the link's time limit ends the wait.
         """
         while True:
-            letter = self._pick(kinds, link, anywhere)
+            while first is not None and not self._queue.empty():
+                self._take(*self._queue.get())
+            letter = self._pick(kinds, link, anywhere, first)
             if letter is not None:
                 return letter
             self._take(*self._queue.get())
@@ -105,12 +129,23 @@ class Inbox:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _pick(self, kinds: tuple[Kind, ...], link: int | None = None, anywhere: tuple[Kind, ...] = ()) -> Letter | None:
-        for at, letter in enumerate(self._held):
-            kind = letter.frame.kind
-            if kind in anywhere or (kind in kinds and link in (None, letter.link)):
-                return self._held.pop(at)
-        return None
+    def _pick(
+        self,
+        kinds: tuple[Kind, ...],
+        link: int | None = None,
+        anywhere: tuple[Kind, ...] = (),
+        first: Callable[[Letter], float] | None = None,
+    ) -> Letter | None:
+        fitting = [
+            letter
+            for letter in self._held
+            if letter.frame.kind in anywhere or (letter.frame.kind in kinds and link in (None, letter.link))
+        ]
+        if not fitting:
+            return None
+        chosen = fitting[0] if first is None else min(fitting, key=first)
+        self._held = [letter for letter in self._held if letter is not chosen]
+        return chosen
 
     def _take(self, link: int, got: Letter | Exception) -> None:
         if isinstance(got, Exception):

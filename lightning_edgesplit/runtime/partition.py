@@ -219,6 +219,14 @@ def extent(loader: Any) -> dict[str, Any]:
     return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
 
 
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators of their own that a loader and its samplers draw from, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    parts = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = [own for part in parts if isinstance(own := getattr(part, "generator", None), torch.Generator)]
+    return list({id(own): own for own in found}.values())
+
+
 def leave_out(batches: Iterator[Any], count: int) -> None:
     """Goes past so many batches of a loader.
 
@@ -252,7 +260,10 @@ class ClientLoaders:
         self._source, self._partition, self._clients, self._seed = source, partition, clients, seed
         self._loader = source()
         self._parts: list[list[int]] | None = None
+        self._began: dict[int, Tensor] = {}
         if isinstance(self._loader, (list, tuple, dict)):
+            every = self._loader.values() if isinstance(self._loader, dict) else self._loader
+            self._began = {id(own): own.get_state() for loader in every for own in generators_of(loader)}
             if len(self._loader) != clients:
                 raise ValueError(
                     f"{len(self._loader)} training loaders for {clients} clients: give one loader, or one per client."
@@ -271,6 +282,12 @@ class ClientLoaders:
         generator = None if self._clients == 1 else torch.Generator().manual_seed(self._seed * 100_003 + client)
         return rebuild(self._loader, self._parts[client], generator)
 
+    def rewind(self, client: int) -> None:
+        """Lets the loader of a client begin anew, though others may have drawn from a generator that they share."""
+        for own in generators_of(self.of(client)):
+            if id(own) in self._began:
+                own.set_state(self._began[id(own)])
+
     def extent(self, client: int) -> dict[str, Any]:
         """How much data a client has, without a loader for it where the partition says it."""
         if self._parts is None or self._loader.batch_size is None:
@@ -287,12 +304,8 @@ class ClientLoaders:
         """
         state = torch.get_rng_state()
         loaders = list(self._loader.values()) if isinstance(self._loader, dict) else self._loader
-        drawn_from = [
-            generator
-            for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])
-            for part in (loader, getattr(loader, "sampler", None))
-            if isinstance(generator := getattr(part, "generator", None), torch.Generator)
-        ]
+        every = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+        drawn_from = [own for loader in every for own in generators_of(loader)]
         states = [generator.get_state() for generator in drawn_from]
         try:
             for client in range(self._clients):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.seat import Orders
 from lightning_edgesplit.runtime.throttle import Emulation
@@ -14,6 +15,7 @@ from lightning_edgesplit.scheduling import (
     Corrections,
     Costs,
     CutCost,
+    Fixed,
     InfeasibleError,
     LatencyModel,
     Plan,
@@ -24,6 +26,9 @@ from lightning_edgesplit.scheduling import (
     simulate,
     with_fixed,
 )
+from lightning_edgesplit.scheduling.latency import Work
+from lightning_edgesplit.scheduling.links import bytes_per_second
+from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cut, CutProfile, Cuts
@@ -100,6 +105,9 @@ class Planner:
         emulate: Whether clients take as long as their profiles say.
         learning: Whether measured times change later plans.
         trace: How the clients' conditions change over time; None: they do not.
+        server_model: Which server-side model is trained.
+        aggregated: EPSL's φ.
+        split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
     """
 
     def __init__(
@@ -113,10 +121,14 @@ class Planner:
         emulate: bool = False,
         learning: bool = True,
         trace: Trace | None = None,
+        server_model: str = "per_client",
+        aggregated: float = 0.0,
+        split: bool = False,
     ) -> None:
+        self._split, self._kept = split, ""
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
-        self._trace = trace
+        self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
@@ -133,10 +145,15 @@ class Planner:
         active = [k for k, count in enumerate(steps) if count]
         model, policy = self._model(steps, active), for_round(self.policy, epoch, number)
         policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(own.cuts[k] for k in active), shares=()))
-        clients, trace = model.clients, None if at is None else self._trace
+        clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
-        some = self._ordered(policy.plan(model.costs, clients, self.server, model.corrections))
+        if self._split and not isinstance(policy, Fixed):
+            kept = [self._kept] if self._kept else [cut.name for cut in costs.cuts if cut.name != END]
+            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name in kept) or costs.cuts)
+        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections))
+        if self._split:
+            self._kept = some.cuts[0]  # the cut of a model that all clients share stays
         expected = simulate(model, some, trace, at or 0.0)
         places = {k: at for at, k in enumerate(active)}
 
@@ -161,9 +178,11 @@ class Planner:
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
 
-    def _ordered(self, plan: Plan) -> Plan:
-        """The plan with the order of service that this run needs."""
-        return replace(plan, order="in_order") if self.in_order else plan
+    def _as_trained(self, plan: Plan) -> Plan:
+        """The plan with the order of service and the server-side model of this run."""
+        model = self._server_model if self._server_model in SERVER_MODELS else "per_client"
+        order = "in_order" if self.in_order else plan.order
+        return replace(plan, order=order, server_model=model, aggregated=self._aggregated)
 
     def take(self, cuts: Cuts) -> None:
         """Plans from now on with other cuts: what is trained has changed."""
@@ -186,7 +205,7 @@ class Planner:
                 plan = make_policy(name).plan(model.costs, model.clients, self.server, model.corrections)
             except InfeasibleError:
                 continue  # not for these clients
-            times[name] = simulate(model, self._ordered(plan)).round_time
+            times[name] = simulate(model, self._as_trained(plan)).round_time
         return times
 
     def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:
@@ -197,7 +216,8 @@ class Planner:
         found = {name: self.cuts.find(name) for name in dict.fromkeys(plan.cuts)}
         for client, name in enumerate(plan.cuts):
             cut = found[name]
-            order = Orders(cut, steps[client])
+            parts = plan.micro_batches[client] if plan.micro_batches else 1
+            order = Orders(cut, steps[client], parts, plan.compression)
             if self.emulate and steps[client]:
                 times = model.times(places[client], model.names.index(cut.name), plan.shares[client])
                 head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]
@@ -216,6 +236,26 @@ class Planner:
                 order = replace(order, emulation=emulation, server_seconds=own, server_forward=share)
             orders.append(order)
         return orders
+
+    def arbitration(self, plan: Plan, steps: Sequence[int]) -> Arbitration | None:
+        """How the links of a round are shared, if the server has to decide who uses them when."""
+        if not self.emulate or (plan.disciplines == ("static", "static") and plan.order != "longest_first"):
+            return None
+        active = [k for k, count in enumerate(steps) if count]
+        model, works = self._model(steps, active, corrected=False), list[Work | None]([None] * len(steps))
+        names = {name: number for number, name in enumerate(model.names)}
+        for place, k in enumerate(active):
+            works[k] = model.work(place, names[plan.cuts[k]], plan.compression)
+        return Arbitration(
+            disciplines=plan.disciplines,
+            capacities=(bytes_per_second(self.server.uplink), bytes_per_second(self.server.downlink)),
+            limits=(
+                tuple(bytes_per_second(rate) for rate in plan.uplink),
+                tuple(bytes_per_second(rate) for rate in plan.downlink),
+            ),
+            latencies=tuple(profile.latency for profile in self.clients),
+            works=tuple(works),
+        )
 
     def server_threads(self, plan: Plan, steps: Sequence[int], cores: int, at_once: int) -> int:
         """How many of this machine's cores the server's step should use, when clients compute beside it.
@@ -260,6 +300,9 @@ class Planner:
             t = model.times(place, model.names.index(client.cut), client.share)
             count, real = client.steps, client.seconds
             split = count if client.cut != END else 0
+            alone = (
+                plan.disciplines == ("static", "static") and not plan.micro_batches
+            )  # what a transfer takes is its own
             predicted[client.client] = {
                 "compute": count * (t.forward + t.backward),
                 "uplink": split * t.uplink + t.upload,
@@ -272,4 +315,6 @@ class Planner:
                 "downlink": real.get("downlink", 0.0) + real.get("download", 0.0),
                 "server": real.get("server", 0.0),
             }
+            if not alone:
+                del measured[client.client]["uplink"], measured[client.client]["downlink"]
         self.corrections = self.corrections.update(predicted, measured)

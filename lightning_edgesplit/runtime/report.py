@@ -63,6 +63,8 @@ class ClientReport:
         round_time: Seconds from the start of its round until the server had its client-side model.
         predicted: The same, predicted when the round was planned.
         overrun: Seconds by which this machine was too slow for the emulated client; 0 without emulation.
+        smashed_error: ‖x − x̂‖ / ‖x‖ of the smashed data that went as 8-bit integers; None: none did.
+        gradient_error: The same of their gradients.
     """
 
     client: int
@@ -80,6 +82,8 @@ class ClientReport:
     round_time: float
     predicted: float
     overrun: float = 0.0
+    smashed_error: float | None = None
+    gradient_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class RoundReport:
         predicted: The same, predicted when the round was planned.
         server_seconds: Seconds in which the server computed (steps, not aggregation).
         aggregation_seconds: Seconds of the aggregation.
+        ends_turns: Where clients take turns, each turn has a report of its own; False if others of the same round are
+            still to come.
         spans: The timeline.
     """
 
@@ -110,6 +116,7 @@ class RoundReport:
     aggregation_seconds: float
     elapsed: float = 0.0
     wall: float = 0.0
+    ends_turns: bool = True
     spans: tuple[Span, ...] = field(default=(), repr=False)
 
     @property

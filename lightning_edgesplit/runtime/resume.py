@@ -29,8 +29,13 @@ class Resume:
     ) -> dict[str, Any]:
         """Where rounds, clients and planner are: plain values and tensors."""
         position = rounds.position(epoch, whole.steps_left)
-        corrections = asdict(planner.corrections)
-        own = {"clients": whole.positions(), "corrections": corrections, "elapsed": timetable.now}
+        corrections, clients = asdict(planner.corrections), whole.positions()
+        for client, batches, left in zip(clients, rounds.batches, position["left"], strict=False):
+            # in mid-round a client may be at work on a batch that has not been served, and comes again
+            own = client["position"]
+            if own is not None:
+                client["position"] = {**own, "taken": min(own["taken"], batches - left)}
+        own = {"clients": clients, "corrections": corrections, "elapsed": timetable.now}
         self.noted = {**position, **own}
         return self.noted
 

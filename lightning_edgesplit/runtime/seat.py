@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Link
-from lightning_edgesplit.splitting import Cut
+from lightning_edgesplit.scheduling.links import Transfer
+from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide
 
 
@@ -24,6 +25,8 @@ class Orders:
     Attributes:
         cut: Its cut in this round.
         steps: Local steps to take.
+        parts: Micro-batches that a batch is divided into, all of them under way at once.
+        compression: How smashed data and gradients go over the links.
         emulation: How fast to be; None: as fast as it can.
         server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
         server_forward: The fraction of them before the step goes back to the client (`Cut.back`).
@@ -31,6 +34,8 @@ class Orders:
 
     cut: Cut
     steps: int
+    parts: int = 1
+    compression: str = "none"
     emulation: Emulation | None = None
     server_seconds: float | None = None
     server_forward: float = 0.0
@@ -40,7 +45,8 @@ class Orders:
 class Service:
     """When an arrival was served, monotonic clock, seconds: arrived, begun, answer sent, done.
 
-    Where a step comes twice, since the client runs the last layers, `first` says when it was here before.
+    Where a step comes twice, since the client runs the last layers, `first` says when it was here before; `last` is
+    false for a micro-batch after which more of the same batch come.
     """
 
     arrived: float
@@ -48,6 +54,7 @@ class Service:
     sent: float = 0.0
     done: float = 0.0
     first: Service | None = None
+    last: bool = True
 
     @property
     def visits(self) -> list[Service]:
@@ -74,15 +81,23 @@ class Halfway:
     logged: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
+@dataclass
+class Behind:
+    """A server-side model: its tensors by name, the optimizer's state, and gradients that wait for their step."""
+
+    model: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[Any, Any] = field(default_factory=lambda: defaultdict(dict))
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Seat:
     """What the server keeps of one client: link and orders, its server-side model and optimizer state, its times."""
 
-    def __init__(self, name: str, link: Link) -> None:
+    def __init__(self, name: str, link: Link, shared: Behind | None = None) -> None:
         self.name, self.link = name, link
         self.orders: Orders | None = None
-        self.model: dict[str, Tensor] = {}
-        self.state: dict[Any, Any] = defaultdict(dict)
-        self.gradients: dict[str, Tensor] = {}  # accumulated, or waiting for the client's norm
+        self.behind, self._shares = shared or Behind(), shared is not None
+        self._restored: states.State = {}
         self.tied: dict[str, Tensor] = {}
         self.owes_step = False
         self.outputs: list[list[Any]] = []
@@ -96,10 +111,45 @@ class Seat:
         self.groups: list[dict[str, Any]] = []
         self.trained: Trained | None = None  # as the client was told last
         self.services: list[Service] = []
+        self.lost = self.norm = 0.0  # of compressed gradients, squared
+        self.grants: list[Transfer] = []  # of what it has sent in this round, in that order
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
         self.holds: tuple[str, ...] = ()  # names of what its process has the optimizer state of
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """Parameters and buffers of its server-side model; where that is one for all clients, of that."""
+        return self.behind.model
+
+    @model.setter
+    def model(self, model: dict[str, Tensor]) -> None:
+        self.behind.model = model
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """The optimizer's state of it, as torch keeps it."""
+        return self.behind.state
+
+    @state.setter
+    def state(self, state: dict[Any, Any]) -> None:
+        self.behind.state = state
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients that are accumulated, or wait for the client's norm."""
+        return self.behind.gradients
+
+    @gradients.setter
+    def gradients(self, gradients: dict[str, Tensor]) -> None:
+        self.behind.gradients = gradients
+
+    def restore(self, state: states.State, parameters: dict[str, nn.Parameter]) -> None:
+        """Takes a whole model's optimizer state, of which the client gets its side with the next round."""
+        self.state = defaultdict(dict, {parameters[name]: entries for name, entries in state.items()})
+        if self._shares:
+            self._restored = states.copy(state)
 
     @property
     def active(self) -> bool:
@@ -111,6 +161,16 @@ class Seat:
         """Bytes that it was sent and bytes that it sent in this round."""
         sent, received = self.bytes_after or (self.link.sent, self.link.received)
         return sent - self.bytes_before[0], received - self.bytes_before[1]
+
+    @property
+    def steps_ahead(self) -> int:
+        """Local steps of which not all smashed data have arrived yet."""
+        return -(-self.left // self.parts)
+
+    @property
+    def parts(self) -> int:
+        """Arrivals of one local step."""
+        return 1 if self.orders is None or self.orders.cut.name == END else self.orders.parts
 
     @property
     def cut(self) -> Cut:
@@ -133,6 +193,11 @@ class Seat:
             fresh: The state of a whole model to begin with; None: go on with what there is.
         """
         own = set(self.cut.client)
+        if fresh is None and self._shares:  # what was restored is each client's own; the cut does not move
+            for name in own & parameters.keys():
+                self.state.pop(parameters[name], None)
+            moved, self._restored = {n: s for n, s in self._restored.items() if n in own}, {}
+            return moved
         if fresh is None:
             old = set(before)
             self.handover = any(name in parameters for name in old - own)

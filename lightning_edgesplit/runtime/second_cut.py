@@ -52,7 +52,7 @@ def pass_through(server: Server, letter: Letter) -> None:
         about["outputs"] = seat.returned = passed.outputs
     stretch(seat, service, frame, forward=True)
     service.sent = time.monotonic()
-    server.send(client, Frame(Kind.BACK, tensors, about))
+    server.hand_out(client, Frame(Kind.BACK, tensors, about))
     service.done = time.monotonic()
 
 

@@ -15,11 +15,16 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
+from lightning_edgesplit.runtime.arbiter import DOWN, UP, Arbiter, Arbitration
+from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.seat import Orders, Seat, Service
+from lightning_edgesplit.runtime.joint import Joint, join
+from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
+from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind, Link, size_of
+from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
@@ -45,7 +50,7 @@ class Start:
 
 
 class Server:
-    """Serves the clients' steps with one server-side model per client (SplitFed-V1, EdgeSplit).
+    """Serves the clients' steps with one server-side model per client, or with one for all.
 
     Args:
         module: The LightningModule that the Trainer trains.
@@ -58,6 +63,8 @@ class Server:
         take_step: Takes one step of the optimizer with the gradients that are there, hooks and clipping included.
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         context: Opened around a forward pass between two cuts (mixed precision).
+        kind: Which server-side models there are, and who is served when.
+        seed: What a random order of service is drawn by.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -80,18 +87,25 @@ class Server:
         paced: bool = False,
         take_step: Callable[[], None] = lambda: None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        kind: ServerModel = ServerModel(),  # noqa: B008  # frozen
+        seed: int | str = 0,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
         self.take_step, self.context = take_step, context
         self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
+        self.kind, self._seed = kind, seed
         self.links = list(links)
         self.seats = self._take_seats(names)
+        self.arbiter: Arbiter | None = None
+        self.arbitration: Arbitration | None = None
         self.inbox = self._open_inbox(names)
         self.began = 0.0
         self.taking_part: list[Seat] = []
-        self._turns: Iterator[int] = iter(())
+        self._turns: Iterator[int] | None = None
+        self._first: Callable[[Letter], float] | None = None
+        self._joint: Joint | None = None
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -104,10 +118,11 @@ class Server:
             raise
 
     def _take_seats(self, names: Sequence[str]) -> list[Seat]:
-        return [Seat(name, link) for name, link in zip(names, self.links, strict=True)]
+        shared = Behind() if self.kind.one else None
+        return [Seat(name, link, shared) for name, link in zip(names, self.links, strict=True)]
 
     def _open_inbox(self, names: Sequence[str]) -> Inbox:
-        return Inbox(self.links, names)
+        return Inbox(self.links, names, {Kind.ASK: self._ask_for})
 
     def _hear_greetings(self) -> list[dict[str, Any]]:
         return [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.links))]
@@ -123,6 +138,7 @@ class Server:
     def abandon(self) -> None:
         """Ends the signs of life after a failure, and lets clients that still listen end as well."""
         self._ended.set()
+        self._arbitrate(None)
         for link in self.links:
             with suppress(ClientLostError):  # the run ends for another reason, which is already on its way to the user
                 link.send(Frame(Kind.STOP))
@@ -153,10 +169,57 @@ class Server:
     def _link_of(self, client: int) -> int:
         return client
 
+    # ---- links that are scheduled ------------------------------------------------------------------------------------
+
+    def _arbitrate(self, arbitration: Arbitration | None) -> None:
+        """From now on the links are shared like this; None: nobody is asked."""
+        if self.arbiter is not None:
+            self.arbiter.close()
+        self.arbitration = arbitration
+        self.arbiter = None if arbitration is None else arbitration.open()
+
+    def _ask_for(self, client: int, frame: Frame) -> None:
+        """A client wants to send, and waits for its grant. Called by the thread that receives from it."""
+
+        def grant(transfer: Transfer) -> None:
+            seat.grants.append(transfer)
+            with suppress(ClientLostError):  # the thread that receives from it has the same news, and reports it
+                seat.link.send(Frame(Kind.GRANT))
+
+        seat, arbiter, arbitration = self.seats[client], self.arbiter, self.arbitration
+        if arbiter is not None and arbitration is not None:
+            urgency = arbitration.urgency(client, frame.about["phase"], seat.steps_ahead)
+            arbiter.ask(client, UP, frame.about["size"], urgency, grant)
+
+    def hand_out(self, client: int, frame: Frame, phase: str = "downlink") -> None:
+        """Sends what takes time on an emulated link: at once, or when the arbiter says so."""
+        if self.arbiter is None or self.arbitration is None:
+            self.send(client, frame)
+            return
+        link = self.seats[client].link
+
+        def go(transfer: Transfer) -> None:
+            with suppress(ClientLostError):  # as in a grant
+                link.send(frame)
+
+        steps = self.seats[client].steps_ahead + (phase == "downlink")
+        self.arbiter.ask(client, DOWN, size_of(frame), self.arbitration.urgency(client, phase, steps), go)
+
+    def _more_urgent(self, letter: Letter) -> float:
+        """Orders arrivals where the server serves first who has the longest way to go."""
+        assert self.arbitration is not None
+        return -self.arbitration.urgency(letter.link, "server", self.seats[letter.link].steps_ahead)
+
     # ---- a round -----------------------------------------------------------------------------------------------------
 
     def start_round(
-        self, orders: Sequence[Orders], rules: Mapping[str, Any], fresh_state: states.State | None = None, **about: Any
+        self,
+        orders: Sequence[Orders],
+        rules: Mapping[str, Any],
+        fresh_state: states.State | None = None,
+        arbitration: Arbitration | None = None,
+        longest_first: bool = False,
+        **about: Any,
     ) -> None:
         """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
 
@@ -164,39 +227,55 @@ class Server:
             orders: One per client.
             rules: How steps are taken: ``accumulate`` batches for each, gradients that ``clip`` limits.
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
+            arbitration: How the links are shared, where the server decides who uses them when; None: it does not.
+            longest_first: Whether who has the longest way to go is served first, where no order is fixed.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
+        self._arbitrate(arbitration)
+        self._first = self._more_urgent if longest_first and arbitration is not None else None
         self.began, self.rules = time.monotonic(), dict(rules)
         for seat, order in zip(self.seats, orders, strict=True):
-            seat.left, seat.services, seat.began = order.steps, [], self.began
+            seat.services, seat.began, seat.grants = [], self.began, []
+            seat.lost = seat.norm = 0.0
             if order.steps:
+                if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
+                    raise ValueError(
+                        f'server_model="{self.kind.name}" keeps its cut, and the plan moves it from {seat.cut.name!r}'
+                        f" to {order.cut.name!r}: give `cuts` one name."
+                    )
                 seat.orders = order
             elif seat.orders is not None:
                 seat.orders = replace(seat.orders, steps=0)
+            seat.left = order.steps * seat.parts
         clients = [client for client, seat in enumerate(self.seats) if seat.active]
         self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
         aggregate = {name: self.sides.real(name).detach() for name in self.sides.names}
-        self._turns = iter(self._in_turn(clients))
+        turns = self.kind.turns([o.steps for o in orders], f"{self._seed}/{about['epoch']}/{about['global_step']}")
+        if turns is None and self.in_order:
+            turns = self._in_turn(clients)
+        self._turns = None if turns is None else iter(turns)
         self._start_clients(clients, Start(aggregate, fresh_state, now, about))
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
         """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
-        steps = {client: self.seats[client].left for client in clients}
-        return [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
+        steps = {client: self.seats[client].steps_ahead for client in clients}
+        in_turn = [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
+        return [k for k in in_turn for _ in range(self.seats[k].parts)]
 
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
-            self._start_client(client, start)
+            self._start_client(client, start, begins_model=not self.kind.one or client == clients[0])
 
-    def _start_client(self, client: int, start: Start) -> None:
+    def _start_client(self, client: int, start: Start, begins_model: bool = True) -> None:
         """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
         seat, about = self.seats[client], start.about
         order = seat.orders
         assert order is not None
         client_side = set(order.cut.client)
         seat.returned, seat.bytes_after = [], None
-        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+        if begins_model:
+            seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
         seat.bytes_before = seat.link.sent, seat.link.received
         state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state))
         seat.holds = order.cut.client
@@ -208,12 +287,14 @@ class Server:
             "new_epoch": new_epoch, "stream": len(self.seats) == 1,
             "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
             "fresh_state": start.fresh_state is not None, "trained": news,
-            "paced": self.paced, "groups": seat.groups, "batches": self.greetings[client]["batches"], **self.rules,
+            "arbited": self.arbiter is not None, "paced": self.paced, "groups": seat.groups,
+            "batches": self.greetings[client]["batches"], "parts": seat.parts, "compression": order.compression,
+            **self.rules,
         }  # fmt: skip
         weights = [start.aggregate[name] for name in order.cut.client]
         # one client and the server share one random stream, as everything does in a plain run
         stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
-        self.send(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}))
+        self.hand_out(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}), "download")
 
     def arrival(self) -> tuple[int, Frame]:
         """The next smashed data: in the order in which they come, or of the client whose turn it is.
@@ -221,12 +302,16 @@ class Server:
         Of steps that go back to their clients it is what comes again; their first half is served here, whoever's turn
         it is, so that nobody waits for a client that computes its last layers.
         """
-        turn = next(self._turns) if self.in_order else None
+        if self.kind.together:
+            return self._arrival_of_all()
+        turn = None if self._turns is None else next(self._turns)
         if turn is not None and self.seats[turn].owes_step:
             self._finish(self.inbox.next(Kind.NORM, link=turn))
         while True:
             anywhere = (Kind.THROUGH, Kind.UPLOAD) if self.streams_uploads else (Kind.THROUGH,)
-            letter = self.inbox.next(Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=anywhere)
+            letter = self.inbox.next(
+                Kind.SMASHED, Kind.LOSS, Kind.NORM, link=turn, anywhere=anywhere, first=self._first
+            )
             if letter.frame.kind is Kind.NORM:
                 self._finish(letter)
             elif letter.frame.kind is Kind.UPLOAD:
@@ -238,15 +323,28 @@ class Server:
         seat = self.seats[letter.link]
         self.take_handover(letter.link)
         seat.left -= 1
-        if letter.frame.about["index"] % self.rules["accumulate"] == 0:
+        about = letter.frame.about
+        if about["index"] % self.rules["accumulate"] == 0 and about.get("part", 0) == 0:
             seat.gradients = {}
         first = seat.halfway.service if seat.halfway is not None else None
-        seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first))
-        return letter.link, letter.frame
+        last = about.get("part", 0) + 1 == about.get("parts", 1)
+        seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first, last=last))
+        return letter.link, restored(letter.frame)
 
     def take_upload(self, letter: Letter) -> None:
         """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""
         raise NotImplementedError
+
+    def _arrival_of_all(self) -> tuple[int, Frame]:
+        """The next local step of all clients that have one ahead, as if it were the first one's."""
+        clients = [client for client, seat in enumerate(self.seats) if seat.left]
+        letters = [self.inbox.next(Kind.SMASHED, link=client) for client in clients]
+        begun = time.monotonic()
+        for letter in letters:
+            self.seats[letter.link].left -= 1
+            self.seats[letter.link].services.append(Service(letter.arrived, begun=begun))
+        self._joint = join(self.seats, clients, [letter.frame for letter in letters], self.seats[clients[0]].cut)
+        return clients[0], self._joint.frame
 
     def forget_cuts(self) -> None:
         """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
@@ -262,7 +360,7 @@ class Server:
     def owe_step(self, client: int) -> None:
         """Puts the step behind the cut off until the client's norm comes; now, where rates change with every step."""
         self.seats[client].owes_step = True
-        if self.paced:
+        if self.paced or self.kind.one:
             self._finish(self.inbox.next(Kind.NORM, link=client))
 
     def _finish(self, letter: Letter) -> None:
@@ -393,13 +491,15 @@ class Server:
             if random:
                 torch.set_rng_state(frame.tensors[-1])
 
-        seat.outputs = frame.about.get("outputs", seat.outputs)
+        outputs = frame.about.get("outputs", seat.outputs)
+        if self._joint is None:
+            seat.outputs = outputs
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
         notes = frame.about.get("notes", ())
         self.module.__dict__["log"] = log_behind_the_cut
         try:
-            with server_side.receiving(crossing, seat.outputs, notes, send, at_cut) as passed:
+            with server_side.receiving(crossing, outputs, notes, send, at_cut) as passed:
                 yield passed
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
@@ -411,9 +511,34 @@ class Server:
         if random:
             torch.set_rng_state(own_generator)
 
+    @property
+    def joint(self) -> Joint | None:
+        """The local step of all clients that is being served; None: it is one client's."""
+        return self._joint
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """While this is open, a step may change buffers; afterwards they are what they were. With a model installed."""
+        self.sides.collect()
+        before = {name: buffer.clone() for name, buffer in self.sides.buffers.items()}
+        try:
+            yield
+        finally:
+            self.sides.collect()
+            for name, buffer in before.items():
+                self.sides.set(name, buffer)
+
     def _send_gradients(self, client: int, gradients: list[Tensor], state: list[Tensor]) -> None:
-        self.seats[client].services[-1].sent = time.monotonic()
-        self.send(client, Frame(Kind.GRADIENT, [*gradients, *state], self._news(self.seats[client])))
+        now = time.monotonic()
+        own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
+        for receiver, tensors in own:
+            seat = self.seats[receiver]
+            seat.services[-1].sent = now
+            frame = Frame(Kind.GRADIENT, tensors, self._news(seat))
+            if seat.orders is not None and seat.orders.compression == "int8" and seat.cut.border is not None:
+                frame, lost, norm = compressed(frame, len(seat.cut.border.tensors))
+                seat.lost, seat.norm = seat.lost + lost, seat.norm + norm
+            self.hand_out(receiver, frame)
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""
@@ -466,9 +591,12 @@ class Server:
 
     def served(self, client: int) -> bool:
         """Notes that an arrival is done; True if it was the round's last."""
-        service = self.seats[client].services[-1]
-        service.done = time.monotonic()
-        service.sent = service.sent or service.done
+        now = time.monotonic()
+        for own in [client] if self._joint is None else self._joint.clients:
+            service = self.seats[own].services[-1]
+            service.done = now
+            service.sent = service.sent or now
+        self._joint = None
         self.seats[client].halfway, self.seats[client].tied = None, {}
         return not self.clients_ahead
 
@@ -483,6 +611,7 @@ class Server:
         Raises:
             ClientFailedError: If a client failed instead.
         """
+        self._arbitrate(None)
         for link in range(len(self.links)):
             self._send(link, Frame(Kind.STOP))
         for _ in self.links:

@@ -39,8 +39,8 @@ class Emulation:
 class LinkDiscipline(Protocol):
     """Who may use a link, and how fast: one direction of one client's link.
 
-    `TokenBucket` gives a client a share of its own. A discipline that orders several clients (fair, longest first)
-    takes its place by asking an arbiter before it returns.
+    `TokenBucket` gives a client a share of its own. Where a discipline orders several clients (fair, longest first),
+    the server's arbiter is asked: `Asked`.
     """
 
     def transmit(self, size: int, start: float) -> float:
@@ -80,6 +80,31 @@ class TokenBucket:
             self._at = start
         self._tokens -= size
         return self._at + max(0.0, -self._tokens) / self._rate + self._latency
+
+
+class Asked:
+    """An uplink that is granted by the server: whoever sends asks, and sends once it may.
+
+    Args:
+        ask: Asks for so many bytes, and returns when they may go.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, ask: Callable[[int], None], clock: Clock = time.monotonic) -> None:
+        self._ask, self._clock = ask, clock
+
+    def transmit(self, size: int, start: float) -> float:
+        """See `LinkDiscipline.transmit`; the grant comes when the last byte would be through."""
+        self._ask(size)
+        return max(start, self._clock())
+
+
+class AsItComes:
+    """A downlink on which the server sends when it is time."""
+
+    def transmit(self, size: int, start: float) -> float:
+        """See `LinkDiscipline.transmit`."""
+        return start
 
 
 class Throttle:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.scheduling import Corrections, InfeasibleError, Plan
+from lightning_edgesplit.scheduling.costs import END
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 
@@ -33,6 +34,22 @@ class Entry:
     def ends(self) -> float:
         """Seconds since the run's first round began."""
         return self.begins + self.expected.round_time
+
+    def turn(self, steps: Sequence[int]) -> SimulatedRound:
+        """The part of the round in which only some clients have steps, where they take turns; from 0 on."""
+        clients = {k for k, count in enumerate(steps) if count}
+        if clients == {k for k, count in enumerate(self.steps) if count}:
+            return self.expected
+        bars = [bar for bar in self.expected.bars if bar.client in clients]
+        begins = min(bar.start for bar in bars)
+        shifted = tuple(replace(bar, start=bar.start - begins, end=bar.end - begins) for bar in bars)
+        return replace(
+            self.expected,
+            ends=tuple(end - begins if k in clients else 0.0 for k, end in enumerate(self.expected.ends)),
+            seconds=tuple(own if k in clients else {} for k, own in enumerate(self.expected.seconds)),
+            server_seconds=sum(bar.end - bar.start for bar in shifted if bar.on_server),
+            bars=shifted,
+        )
 
 
 class Timetable:
@@ -63,10 +80,16 @@ class Timetable:
             self._ahead[epoch, number] = self._entry(steps, begins, epoch, number)
         return self._ahead[epoch, number].steps
 
+    def parts(self, epoch: int, number: int) -> tuple[int, ...]:
+        """Arrivals of a local step of each client, in a round that `choose` was asked for; empty: one."""
+        plan = self._ahead[epoch, number].plan
+        return tuple(1 if cut == END else n for cut, n in zip(plan.cuts, plan.micro_batches, strict=False))
+
     def entry(self, epoch: int, number: int) -> Entry:
         """A round as it begins; `choose` was asked for it before."""
         ahead = self._ahead[epoch, number]
-        if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
+        settled = ahead.plan.left_out or ahead.plan.micro_batches  # the epoch's number of arrivals depends on them
+        if ahead.corrections != self._planner.corrections and not settled:
             plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number)
             ahead = self._ahead[epoch, number] = replace(ahead, plan=plan, expected=expected)
         return ahead

@@ -43,7 +43,7 @@ class WholeModels:
     @property
     def steps_left(self) -> list[int] | None:
         """Local steps that every client has yet to take in this round; None: it has ended."""
-        return [seat.left for seat in self._seats] if self._server.in_mid_round else None
+        return [seat.steps_ahead for seat in self._seats] if self._server.in_mid_round else None
 
     def aggregate(self) -> list[Letter]:
         """Ends a round: the module holds the weighted mean of whole models.
@@ -105,7 +105,7 @@ class WholeModels:
             self._mean_state = whole
         for client, seat in enumerate(self._seats):
             own = states.copy(whole if positions is None else positions[client]["state"])
-            seat.state = defaultdict(dict, {self._sides.parameters[name]: entries for name, entries in own.items()})
+            seat.restore(own, self._sides.parameters)
             if positions is not None:
                 seat.epoch = self._epoch_of(positions[client], epoch)
                 if len(self._seats) == 1:
@@ -145,7 +145,9 @@ class WholeModels:
         models = [self._whole_model(letter) for letter in letters]
         with torch.no_grad():
             for name in self._sides.names:
-                self._sides.set(name, weighted_mean([model[name] for model in models], samples))
+                of_all = [model[name] for model in models]
+                same = all(tensor is of_all[0] for tensor in of_all)  # the one server-side model is not rounded
+                self._sides.set(name, of_all[0].clone() if same else weighted_mean(of_all, samples))
 
     def _whole_model(self, letter: Letter) -> dict[str, Tensor]:
         """A client's model, of which it has sent its side."""
@@ -160,4 +162,7 @@ class WholeModels:
             tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
             own = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             whole.append({**own, **states.unpack(about["state"], tensors)})
-        return states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
+        mean = states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
+        if self._server.kind.one:  # not rounded
+            mean.update(states.copy(states.read(self._seats[0].state, self._sides.parameters, self._sides.parameters)))
+        return mean

@@ -33,7 +33,8 @@ class Kind(IntEnum):
     """What a frame is for.
 
     A local step is ``SMASHED`` up, ``GRADIENT`` down. Where the step comes back to the client (`Cut.back`) it is
-    ``THROUGH`` up, ``BACK`` down, ``LOSS`` up, ``GRADIENT`` down.
+    ``THROUGH`` up, ``BACK`` down, ``LOSS`` up, ``GRADIENT`` down. Where the links are scheduled, ``ASK`` up and
+    ``GRANT`` down come before what goes up.
     """
 
     ALIVE = 0
@@ -54,6 +55,8 @@ class Kind(IntEnum):
     BACK = 15
     LOSS = 16
     LEAVE = 17
+    ASK = 18
+    GRANT = 19
 
 
 @dataclass
@@ -90,6 +93,12 @@ def encode(frame: Frame) -> tuple[Tensor, Tensor]:
     body = torch.cat([front, torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else front[:0], *parts])
     header = torch.tensor([MAGIC, VERSION, frame.kind, len(frame.tensors), len(text), body.numel()])
     return header, body
+
+
+def size_of(frame: Frame) -> int:
+    """Bytes of a frame on the wire, without making it."""
+    text = len(json.dumps(frame.about, allow_nan=False).encode()) if frame.about else 0
+    return 6 * 8 + len(frame.tensors) * _ROW * 8 + text + sum(tensor.nbytes for tensor in frame.tensors)
 
 
 def body_bytes(header: Tensor) -> int:

@@ -28,6 +28,8 @@ class _Profile:
     uplink: float | None = None
     downlink: float | None = None
     latency: float = 0.0
+    power_busy: float | None = None
+    power_idle: float | None = None
 
 
 @dataclass
@@ -116,12 +118,13 @@ def _profile(entry: _Profile, item: dict[str, Any], where: str, place: str, fold
         if entry.device is not None:
             device = catalogue.device(entry.device)
             values.update(flops=device.flops, memory=device.memory)
+            values.update(power_busy=device.power_busy, power_idle=device.power_idle)
             if entry.slowdown is not None or entry.times is not None:
                 del values["flops"]  # the file says otherwise how fast it is
         if entry.link is not None:
             link = catalogue.link(entry.link)
             values.update(uplink=link.uplink, downlink=link.downlink, latency=link.latency)
-        own = ("flops", "slowdown", "memory", "uplink", "downlink", "latency")
+        own = ("flops", "slowdown", "memory", "uplink", "downlink", "latency", "power_busy", "power_idle")
         values.update({key: getattr(entry, key) for key in own if key in item})
         if entry.times is not None:
             values["times"] = load_layer_times(folder / entry.times)

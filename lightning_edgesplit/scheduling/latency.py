@@ -14,8 +14,8 @@ f_k = F/N. Links are given in bit/s; `_BITS` is where they become bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,6 +29,7 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 _BITS = 8  # per byte
 _BYTES_PER_WEIGHT = 4
+_LONGEST = 1e100  # 1/φ without a share: still finite, so that nothing to send times no rate is 0 and not NaN
 Array = NDArray[np.float64]
 
 
@@ -91,9 +92,72 @@ class Work:
     latency: float
     step_latency: float
 
+    @property
+    def alone(self) -> float:
+        """Seconds of a local step of a client that has links and server for itself."""
+        return self.until_server + self.server + self.bytes_down / self.limit_down + self.backward + self.step_latency
+
+    @property
+    def until_server(self) -> float:
+        """Seconds of it until the server begins."""
+        return self.forward + self.bytes_up / self.limit_up + self.step_latency
+
+    @property
+    def upload_alone(self) -> float:
+        """Seconds in which the client-side model goes up, alone."""
+        return self.upload / self.limit_up + self.latency
+
+    @property
+    def download_alone(self) -> float:
+        """Seconds in which the client-side model comes down, alone."""
+        return self.download / self.limit_down + self.latency
+
+    def tail(self, steps: int, done: float = 0.0) -> float:
+        """Seconds to the end of the round of a client that had everything for itself: how urgent it is.
+
+        Args:
+            steps: Local steps that it has ahead, the present one included.
+            done: Seconds of the present one that are over.
+        """
+        return steps * self.alone - done + self.upload_alone
+
 
 _INT8_FLOP = 4
 """FLOP per value to find the range, scale and round it, or to take it back."""
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """The latency model as arrays: what a round takes is a sum of three terms, of which two shrink with the share.
+
+    T(φ) = fixed + up · max(1/φ, own_up) + down · max(1/φ, own_down), for each cut and client. Cuts come first, so that
+    a step over one cut of many clients is a step over neighbours in memory.
+
+    Attributes:
+        fixed: Seconds that do not depend on the share, [cuts, clients]; infinite where memory does not fit.
+        up: Seconds that what goes up would take with the whole common link, [cuts, clients].
+        down: The same for what comes down, [cuts, clients].
+        own_up: By how much the client's own uplink is slower than the common one, [clients]; 0 where it has no limit.
+        own_down: The same for its downlink, [clients].
+    """
+
+    fixed: Array
+    up: Array
+    down: Array
+    own_up: Array
+    own_down: Array
+
+    @cached_property
+    def both(self) -> Array:
+        """Sum of `up` and `down`, [cuts, clients]."""
+        return self.up + self.down
+
+    def at_share(self, share: float | Array) -> Array:
+        """Seconds of each client's round at each cut with that share (or one per client), [cuts, clients]."""
+        with np.errstate(divide="ignore"):
+            stretch = np.minimum(np.divide(1.0, share), _LONGEST)
+        up = self.up * np.maximum(stretch, self.own_up)
+        return np.asarray(self.fixed + up + self.down * np.maximum(stretch, self.own_down))
 
 
 class LatencyModel:
@@ -179,14 +243,16 @@ class LatencyModel:
             step_latency=0.0 if whole else cost.trips * profile.latency,
         )
 
-    def aggregation(self, clients: int) -> float:
-        """Seconds in which the server averages so many whole models: 2 FLOP per weight and client.
+    def aggregation(self, clients: int, size: float | None = None) -> float:
+        """Seconds in which the server averages so many models of `size` bytes (None: whole ones).
+
+        2 FLOP per weight and client.
 
         Raises:
             ValueError: If the server's speed is not known.
         """
-        values = max(cut.weights for cut in self.costs.cuts) / _BYTES_PER_WEIGHT
-        return 2 * values * clients / self._server_flops() if values else 0.0
+        values = (max(cut.weights for cut in self.costs.cuts) if size is None else size) / _BYTES_PER_WEIGHT
+        return 2 * values * clients / self._server_flops() if values and clients else 0.0
 
     def _client_flops(self, profile: ClientProfile, cost: CutCost) -> float:
         """FLOP/s of a client: the profile's, or what its seconds at that cut come to."""
@@ -244,56 +310,127 @@ class LatencyModel:
         Returns:
             [clients, cuts].
         """
-        a, xu, xd, cu, cd = self._terms
-        left = round_time - a
+        terms = self.terms
+        xu, xd, cu, cd = terms.up, terms.down, terms.up * terms.own_up, terms.down * terms.own_down
+        left = round_time - terms.fixed
         with np.errstate(divide="ignore", invalid="ignore"):
             need = np.maximum.reduce([_ratio(xu + xd, left), _ratio(xd, left - cu), _ratio(xu, left - cd)])
         # a hair of tolerance, so that a time computed by `round_time` counts as reached
         need[left - cu - cd < -1e-12 * np.abs(round_time)] = np.inf
-        need[~self._fitting] = np.inf
-        return np.asarray(need)
+        return np.asarray(need.T)
 
     def fastest(self) -> Array:
         """Seconds of each client's round at each cut if it had the links for itself, [clients, cuts]."""
-        a, xu, xd, cu, cd = self._terms
-        return np.asarray(np.where(self._fitting, a + np.maximum(xu, cu) + np.maximum(xd, cd), np.inf))
+        return self.at_share(1.0)
 
     def at_share(self, share: float) -> Array:
         """Seconds of each client's round at each cut with that share, [clients, cuts]; infinite without memory."""
-        a, xu, xd, cu, cd = self._terms
-        return np.asarray(np.where(self._fitting, a + np.maximum(xu / share, cu) + np.maximum(xd / share, cd), np.inf))
+        return self.terms.at_share(share).T
+
+    def round_times(self, cuts: Sequence[int], shares: Sequence[float]) -> Array:
+        """`round_time` of all clients, each at its cut and share, [clients]; whether memory fits is not asked."""
+        everyone, fixed, terms = np.arange(len(self.clients)), self._fixed, self.terms
+        own = RoundTerms(
+            fixed[cuts, everyone], terms.up[cuts, everyone], terms.down[cuts, everyone], terms.own_up, terms.own_down
+        )
+        return own.at_share(np.asarray(shares, dtype=np.float64))
+
+    def rates(self, shares: Sequence[float]) -> tuple[list[float | None], list[float | None]]:
+        """`rate` of all clients at their shares, bit/s: uplinks and downlinks; None: not limited."""
+        given, profiles = np.asarray(shares, dtype=np.float64), self._profiles
+        pairs = (self.server.uplink, profiles.uplink), (self.server.downlink, profiles.downlink)
+        up, down = (np.minimum(np.inf if link is None else given * link, own) for link, own in pairs)
+        return _or_none(up), _or_none(down)
+
+    @cached_property
+    def terms(self) -> RoundTerms:
+        """The model as arrays.
+
+        Raises:
+            InfeasibleError: If no cut fits into a client's memory.
+            ValueError: If a speed is neither given nor measured.
+        """
+        profiles, steps, server = self._profiles, self._steps, self.server
+        batch, names = self._batch, ("smashed", "gradient", "step_up", "step_down", "weights")
+        smashed, gradient, step_up, step_down, weights = (self._column(name) for name in names)
+        up = np.asarray(self.corrections.uplink) * (steps * (batch * smashed + step_up) + weights)
+        down = np.asarray(self.corrections.downlink) * (steps * (batch * gradient + step_down) + weights)
+        fixed = self._fixed.copy()
+        fixed[~self._fitting] = np.inf
+        links = []
+        for size, link, own in ((up, server.uplink, profiles.uplink), (down, server.downlink, profiles.downlink)):
+            size *= 0.0 if link is None else _BITS / link
+            links.append(np.zeros(len(self.clients)) if link is None else link / own)
+        return RoundTerms(fixed, up, down, *links)
+
+    @cached_property
+    def _fixed(self) -> Array:
+        """Seconds of a round that no share changes, [cuts, clients], memory not considered."""
+        steps, batch, latency, fix = self._steps, self._batch, self._profiles.latency, self.corrections
+        split = np.array([[cut.name != END] for cut in self.costs.cuts])
+        server = np.array([[self._server_seconds(cut)] for cut in self.costs.cuts]) * np.asarray(fix.server)
+        fixed = self._client_step_seconds() * np.asarray(fix.compute) + len(self.clients) * server
+        fixed *= steps * batch
+        fixed += (2 + 2 * steps * (split * self._column("trips"))) * latency
+        # a link that is not shared is in the way of nobody else: what goes over it is fixed time
+        weights = self._column("weights")
+        if self.server.uplink is None:
+            up = steps * (batch * self._column("smashed") + self._column("step_up")) + weights
+            fixed += np.asarray(fix.uplink) * up * (_BITS / self._profiles.uplink)
+        if self.server.downlink is None:
+            down = steps * (batch * self._column("gradient") + self._column("step_down")) + weights
+            fixed += np.asarray(fix.downlink) * down * (_BITS / self._profiles.downlink)
+        return np.asarray(fixed)
 
     @cached_property
     def _fitting(self) -> NDArray[np.bool_]:
-        mask = np.zeros((len(self.clients), len(self.costs.cuts)), dtype=bool)
-        for client in range(len(self.clients)):
-            mask[client, self.fits(client)] = True
-        return mask
+        """Which cuts fit into which client's memory, [cuts, clients]."""
+        need = self._column("memory_fixed") + self._batch * self._column("memory_per_sample")
+        fitting = np.asarray(need <= self._profiles.memory)
+        for client in np.flatnonzero(~fitting.any(axis=0)):
+            self.fits(int(client))  # says what is lacking
+        return fitting
 
     @cached_property
-    def _terms(self) -> tuple[Array, Array, Array, Array, Array]:
-        """A, xu, xd, cu, cd of `least_shares`, each [clients, cuts], seconds."""
-        clients, cuts = range(len(self.clients)), range(len(self.costs.cuts))
-        rows = np.array([[self._terms_of(client, cut) for cut in cuts] for client in clients], dtype=np.float64)
-        a, xu, xd, cu, cd = np.moveaxis(rows, -1, 0)
-        return a, xu, xd, cu, cd
-
-    def _terms_of(self, client: int, cut: int) -> tuple[float, float, float, float, float]:
-        cost, profile, steps = self.costs.cuts[cut], self.clients[client], self.costs.steps[client]
-        batch, fix = self.costs.batch[client], self.corrections
-        up = fix.uplink[client] * (steps * (batch * cost.smashed + cost.step_up) + cost.weights)
-        down = fix.downlink[client] * (steps * (batch * cost.gradient + cost.step_down) + cost.weights)
-        forward, backward = self._client_seconds(profile, cost)
-        server = len(self.clients) * fix.server[client] * self._server_seconds(cost)
-        messages = 2 + (2 * cost.trips * steps if cost.name != END else 0)
-        fixed = steps * batch * (fix.compute[client] * (forward + backward) + server) + messages * profile.latency
-        return (
-            fixed,
-            up * _seconds_per_byte(1.0, self.server.uplink, None),
-            down * _seconds_per_byte(1.0, self.server.downlink, None),
-            up * _seconds_per_byte(1.0, None, profile.uplink),
-            down * _seconds_per_byte(1.0, None, profile.downlink),
+    def _profiles(self) -> _Columns:
+        return _Columns(
+            flops=self._of_clients(lambda profile: profile.flops, np.nan),
+            slowdown=self._of_clients(lambda profile: profile.slowdown, 1.0),
+            memory=self._of_clients(lambda profile: profile.memory, np.inf),
+            uplink=self._of_clients(lambda profile: profile.uplink, np.inf),
+            downlink=self._of_clients(lambda profile: profile.downlink, np.inf),
+            latency=self._of_clients(lambda profile: profile.latency, 0.0),
         )
+
+    def _of_clients(self, read: Callable[[ClientProfile], float | None], missing: float) -> Array:
+        """One number per client, [clients]."""
+        numbers = np.array([read(profile) for profile in self.clients], dtype=np.float64)  # None becomes NaN
+        return np.asarray(np.where(np.isnan(numbers), missing, numbers))
+
+    def _column(self, name: str) -> Array:
+        """One number per cut, [cuts, 1]."""
+        return np.array([[getattr(cut, name)] for cut in self.costs.cuts], dtype=np.float64)
+
+    @cached_property
+    def _batch(self) -> Array:
+        return np.asarray(self.costs.batch, dtype=np.float64)
+
+    @cached_property
+    def _steps(self) -> Array:
+        return np.asarray(self.costs.steps, dtype=np.float64)
+
+    def _client_step_seconds(self) -> Array:
+        """Seconds per sample of forward and backward pass together, [cuts, clients]; see `_client_seconds`."""
+        flops = self._profiles.flops
+        seconds = (self._column("client_forward") + self._column("client_backward")) / flops
+        by_time: dict[int, list[int]] = {}  # clients without `flops`, by whose times they have
+        for client in np.flatnonzero(np.isnan(flops)):
+            by_time.setdefault(id(self.clients[client].times), []).append(int(client))
+        for group in by_time.values():
+            at_one = replace(self.clients[group[0]], slowdown=None)
+            rows = np.array([[sum(self._client_seconds(at_one, cut))] for cut in self.costs.cuts])
+            seconds[:, group] = rows * self._profiles.slowdown[group]
+        return np.asarray(seconds)
 
     def _client_seconds(self, profile: ClientProfile, cost: CutCost) -> tuple[float, float]:
         """Seconds per sample of forward and backward pass."""
@@ -320,6 +457,18 @@ class LatencyModel:
         return cost.server_seconds
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Profiles as arrays, [clients]; in the units of `ClientProfile`. NaN: no `flops`; infinite: no limit."""
+
+    flops: Array
+    slowdown: Array
+    memory: Array
+    uplink: Array
+    downlink: Array
+    latency: Array
+
+
 def rate(share: float, link: float | None, own: float | None) -> float | None:
     """A client's rate, bit/s: its share of the common link, at most its own; None: not limited."""
     limits = [limit for limit in (None if link is None else share * link, own) if limit is not None]
@@ -334,3 +483,8 @@ def _seconds_per_byte(share: float, link: float | None, own: float | None) -> fl
 def _ratio(part: Array, left: Array) -> Array:
     """Time that is needed over time that is left; 0 where nothing is to be sent, infinite where no time is left."""
     return np.asarray(np.where(part <= 0, 0.0, np.where(left > 0, part / left, np.inf)))
+
+
+def _or_none(rates: Array) -> list[float | None]:
+    numbers: list[float | None] = rates.tolist()
+    return [None if number == np.inf else number for number in numbers]

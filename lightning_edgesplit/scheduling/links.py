@@ -13,8 +13,9 @@ Disciplines, all under the clients' own rates r_k:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 INFINITE = float("inf")
@@ -26,7 +27,7 @@ def bytes_per_second(rate: float | None) -> float:
     return INFINITE if rate is None else rate / BITS
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Transfer:
     """Bytes of one client that are on their way, or wait for it.
 
@@ -51,36 +52,6 @@ class Transfer:
     end: float = field(default=INFINITE)
 
 
-def _static(transfers: Sequence[Transfer], limits: Sequence[float], capacity: float) -> list[float]:
-    return [limits[transfer.client] for transfer in transfers]
-
-
-def _fair(transfers: Sequence[Transfer], limits: Sequence[float], capacity: float) -> list[float]:
-    rates, left = dict[int, float](), capacity
-    order = sorted(transfers, key=lambda transfer: (limits[transfer.client], transfer.client))
-    for place, transfer in enumerate(order):  # who is limited most leaves what it cannot use to the others
-        rate = min(limits[transfer.client], left / (len(order) - place))
-        rates[transfer.client] = rate
-        left = left - rate if left < INFINITE else left
-    return [rates[transfer.client] for transfer in transfers]
-
-
-def _longest_first(transfers: Sequence[Transfer], limits: Sequence[float], capacity: float) -> list[float]:
-    rates, left = dict[int, float](), capacity
-    for transfer in sorted(transfers, key=lambda transfer: (-transfer.urgency, transfer.client)):
-        rate = min(limits[transfer.client], left)
-        rates[transfer.client] = rate
-        left = left - rate if left < INFINITE else left
-    return [rates[transfer.client] for transfer in transfers]
-
-
-_RATES: dict[str, Callable[[Sequence[Transfer], Sequence[float], float], list[float]]] = {
-    "static": _static,
-    "fair": _fair,
-    "longest_first": _longest_first,
-}
-
-
 class SharedLink:
     """One direction of the shared link.
 
@@ -94,57 +65,124 @@ class SharedLink:
     """
 
     def __init__(self, discipline: str, capacity: float, limits: Sequence[float]) -> None:
-        if discipline not in _RATES:
-            raise ValueError(f"discipline={discipline!r} is unknown: use one of {', '.join(_RATES)}.")
-        self._rates, self._capacity, self._limits = _RATES[discipline], capacity, list(limits)
-        self._alone = discipline == "static"  # nobody's rate depends on the others
-        self._under_way: dict[int, Transfer] = {}  # one per client: the others of a client wait for it
+        shares_out = {"static": self._static, "fair": self._fair, "longest_first": self._longest_first}
+        if discipline not in shares_out:
+            raise ValueError(f"discipline={discipline!r} is unknown: use one of {', '.join(shares_out)}.")
+        self._discipline, self._capacity, self._limits = discipline, capacity, list(limits)
+        self._share_out = shares_out[discipline]
+        # those under way, one per client (its others wait for it), in the order in which they get their rates
+        self._line: list[tuple[float, int, Transfer]] = []
+        self._keys: dict[int, float] = {}
+        self._reach = 0  # so many at the front of the line may have a rate, or be through
+        self._next_end = INFINITE
         self._waiting: dict[int, deque[Transfer]] = {}
 
     def add(self, client: int, size: float, urgency: float, now: float) -> Transfer:
         """A client has `size` bytes to send; they follow what it has under way already."""
         transfer = Transfer(client, size, urgency, asked=now)
-        if client in self._under_way:
+        if client in self._keys:
             self._waiting.setdefault(client, deque()).append(transfer)
         else:
-            self._under_way[client] = transfer
-            self._share_out(now, client)
+            self._begin(transfer, now)
+            self._share_out(now)
         return transfer
 
     def limit(self, client: int, limit: float, now: float) -> None:
         """The client's own limit changes to so many bytes/s; 0: its link is down."""
         self._limits[client] = limit
-        if client in self._under_way:
-            self._share_out(now, client)
+        if client in self._keys:
+            self._begin(self._leave(client), now)  # its place may be another
+            self._share_out(now)
 
     @property
     def next_end(self) -> float:
         """When the next transfer ends, seconds; infinite if none does."""
-        return min((transfer.end for transfer in self._under_way.values()), default=INFINITE)
+        return self._next_end
 
     def ended(self, now: float) -> list[Transfer]:
         """Takes out the transfers that have ended by now, in the order of their clients."""
-        done = sorted((t for t in self._under_way.values() if t.end <= now), key=lambda transfer: transfer.client)
+        if self._next_end > now:
+            return []
+        done = [entry[2] for entry in self._line[: self._reach] if entry[2].end <= now]
+        done.sort(key=lambda transfer: transfer.client)
         for transfer in done:
-            client = transfer.client
-            del self._under_way[client]
-            if self._waiting.get(client):
-                self._under_way[client] = self._waiting[client].popleft()
-            if self._alone and client in self._under_way:
-                self._share_out(now, client)
-        if done and not self._alone:
-            self._share_out(now)
+            self._leave(transfer.client)
+            if self._waiting.get(transfer.client):
+                self._begin(self._waiting[transfer.client].popleft(), now)
+        self._share_out(now)
         return done
 
-    def _share_out(self, now: float, client: int | None = None) -> None:
-        """Gives every transfer its rate; of a client that alone is concerned where shares are static."""
-        transfers = [self._under_way[client]] if self._alone and client is not None else list(self._under_way.values())
-        for transfer, rate in zip(transfers, self._rates(transfers, self._limits, self._capacity), strict=True):
-            if transfer.begun is None and (rate > 0 or transfer.left <= 0):
-                transfer.begun = now
-            elif rate == transfer.rate:
-                continue
-            if transfer.rate > 0 and now > transfer.since:
-                transfer.left = max(0.0, transfer.left - transfer.rate * (now - transfer.since))
-            transfer.since, transfer.rate = now, rate
-            transfer.end = now if transfer.left <= 0 else now + transfer.left / rate if rate > 0 else INFINITE
+    def _begin(self, transfer: Transfer, now: float) -> None:
+        """Puts a transfer into the line; its rate comes with `_share_out`."""
+        client = transfer.client
+        if transfer.left <= 0 and transfer.begun is None:
+            transfer.begun = transfer.end = now
+        if transfer.end <= now:
+            key = -INFINITE  # through already: to the front, where it is taken out and needs no rate
+        else:
+            key = {"static": 0.0, "fair": self._limits[client]}.get(self._discipline, -transfer.urgency)
+        self._keys[client] = key
+        place = bisect_left(self._line, (key, client))  # no client is there twice: transfers are never compared
+        self._line.insert(place, (key, client, transfer))
+        if place < self._reach:
+            self._reach += 1
+
+    def _leave(self, client: int) -> Transfer:
+        place = bisect_left(self._line, (self._keys.pop(client), client))
+        if place < self._reach:
+            self._reach -= 1
+        return self._line.pop(place)[2]
+
+    def _static(self, now: float) -> None:
+        self._reach, self._next_end = len(self._line), INFINITE
+        for _, client, transfer in self._line:
+            self._next_end = min(self._next_end, _give(transfer, self._limits[client], now))
+
+    def _fair(self, now: float) -> None:
+        """Who is limited most comes first in the line, and leaves what it cannot use to the others."""
+        left, after, soonest = self._capacity, len(self._line), INFINITE
+        self._reach = after
+        for limit, _, transfer in self._line:
+            part = left / after
+            after -= 1
+            if transfer.end > now:  # else through already: it needs nothing
+                part = limit if limit < part else part
+                _give(transfer, part, now)
+                left -= part if left < INFINITE else 0.0
+            if transfer.end < soonest:
+                soonest = transfer.end
+        self._next_end = soonest
+
+    def _longest_first(self, now: float) -> None:
+        """Who is most urgent comes first in the line; behind the reach nobody has had a rate, and nobody gets one."""
+        left, reach, soonest, limits = self._capacity, 0, INFINITE, self._limits
+        for place, (_, client, transfer) in enumerate(self._line):
+            if left <= 0 and place >= self._reach:
+                break
+            if transfer.end > now:
+                rate = limits[client]
+                if rate > left:
+                    rate = left
+                _give(transfer, rate, now)
+                left -= rate if left < INFINITE else 0.0
+            if transfer.end < INFINITE:
+                reach = place + 1
+                if transfer.end < soonest:
+                    soonest = transfer.end
+        self._reach, self._next_end = reach, soonest
+
+
+def _give(transfer: Transfer, rate: float, now: float) -> float:
+    """Gives a transfer a rate from now on; returns when it ends with it.
+
+    What has ended by now stays ended, though it was not taken out yet: by a rounding error some of it might be left,
+    which would then wait for whoever comes first now.
+    """
+    if transfer.end > now and rate != transfer.rate:
+        if transfer.begun is None:
+            transfer.begun = now
+        elif transfer.rate > 0:
+            transfer.left = max(0.0, transfer.left - transfer.rate * (now - transfer.since))
+        transfer.since, transfer.rate = now, rate
+        transfer.end = now + transfer.left / rate if rate > 0 else INFINITE
+    return transfer.end

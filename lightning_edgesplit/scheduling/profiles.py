@@ -27,9 +27,12 @@ class ClientProfile:
         downlink: The client's own rate from the server, bit/s; None: only the shared link limits it.
         latency: One-way delay of a message, seconds.
         times: Seconds measured on the client, cut by cut (`load_layer_times`), without the server's.
+        power_busy: Watts while it computes, for energies in reports; None: unknown.
+        power_idle: Watts while it does not; None: unknown.
 
     Raises:
-        ValueError: If a value is not positive and finite, or `flops` is given with `slowdown` or `times`.
+        ValueError: If a value is not positive and finite, `flops` is given with `slowdown` or `times`, or it takes more
+            power idle than busy.
     """
 
     name: str = ""
@@ -40,6 +43,8 @@ class ClientProfile:
     downlink: float | None = None
     latency: float = 0.0
     times: LayerTimes | None = None
+    power_busy: float | None = None
+    power_idle: float | None = None
 
     def __post_init__(self) -> None:
         owner = f"client {self.name!r}"
@@ -50,7 +55,13 @@ class ClientProfile:
             memory=self.memory,
             uplink=self.uplink,
             downlink=self.downlink,
+            power_busy=self.power_busy,
+            power_idle=self.power_idle,
         )
+        if self.power_busy is not None and self.power_idle is not None and self.power_idle > self.power_busy:
+            raise ValueError(
+                f"power_idle={self.power_idle} of {owner} is above power_busy={self.power_busy}: swap them."
+            )
         if not 0 <= self.latency < float("inf"):
             raise ValueError(f"latency={self.latency} of {owner} must be >= 0 seconds and finite.")
         if self.flops is not None and self.slowdown is not None:

@@ -12,17 +12,21 @@ was considered; its resources have no rates that change when others come and go,
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from lightning_edgesplit.scheduling.bound import alone, lower_bound
 from lightning_edgesplit.scheduling.costs import END
 from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel, Work
 from lightning_edgesplit.scheduling.links import INFINITE, SharedLink, Transfer, bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.trace import Trace
+from lightning_edgesplit.scheduling.trace import Conditions, Trace
+
+__all__ = ["Bar", "SimulatedRound", "lower_bound", "simulate", "simulated_seconds"]
 
 _HAPPENS, _DECIDES = 0, 1
 """Kinds of events: at one moment, all that happens comes before the server decides whom to serve."""
@@ -125,53 +129,48 @@ def simulate(model: LatencyModel, plan: Plan, trace: Trace | None = None, start:
     return _Round(model, plan, trace, start).run()
 
 
-def lower_bound(model: LatencyModel, plan: Plan) -> float:
-    """Seconds that no order of links and server goes below, with this plan's cuts, in whole batches.
+def simulated_seconds(model: LatencyModel, plan: Plan, works: Sequence[Work] | None = None) -> float:
+    """`simulate(model, plan).round_time` to the last digit, without a record of who did what when: for searches.
 
-    max(the longest client if it had everything for itself, all bytes of a direction over the shared link's rate, all
-    the server's work at its full speed).
+    Args:
+        model: The latency model.
+        plan: Cuts, links and order.
+        works: What each client has to do at its cut, where it is known already (`LatencyModel.work`).
     """
-    taking = [k for k in range(len(model.clients)) if k not in plan.left_out and model.costs.steps[k]]
-    works = {k: model.work(k, model.names.index(plan.cuts[k]), plan.compression) for k in taking}
-    steps = model.costs.steps
-    alone = max(_alone(works[k]) * steps[k] + _ends(works[k], plan.cuts[k]) for k in taking)
-    up = sum(steps[k] * works[k].bytes_up + works[k].upload for k in taking)
-    down = sum(steps[k] * works[k].bytes_down + works[k].download for k in taking)
-    server = sum(steps[k] * works[k].server for k in taking)
-    capacity = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)
-    return max(alone, up / capacity[0], down / capacity[1], server)
-
-
-def _alone(work: Work) -> float:
-    """Seconds of a local step of a client that has links and server for itself."""
-    up, down = work.bytes_up / work.limit_up, work.bytes_down / work.limit_down
-    return work.forward + up + work.server + down + work.backward + 2 * work.step_latency
-
-
-def _ends(work: Work, cut: str) -> float:
-    """Seconds of the download and the upload of its side of the model, alone."""
-    return work.download / work.limit_down + work.upload / work.limit_up + 2 * work.latency
+    return _Round(model, plan, None, 0.0, works, record=False).run().round_time
 
 
 class _Round:
     """The events of one round."""
 
-    def __init__(self, model: LatencyModel, plan: Plan, trace: Trace | None, start: float) -> None:
-        self.plan, self._trace, self._start = plan, trace, start
+    def __init__(
+        self,
+        model: LatencyModel,
+        plan: Plan,
+        trace: Trace | None,
+        start: float,
+        works: Sequence[Work] | None = None,
+        record: bool = True,
+    ) -> None:
+        self.plan, self._trace, self._record = plan, trace, record
         self._names = [profile.name for profile in model.clients]
         self._steps = model.costs.steps
         taking = [k for k in range(len(self._names)) if k not in plan.left_out and self._steps[k]]
         if not taking:
             raise InfeasibleError("no client takes part in the round: give one a local step, or another policy.")
         numbers = {name: number for number, name in enumerate(model.names)}
+        self._changes = {} if trace is None else {k: _changes(trace, self._names[k], start) for k in taking}
         self._clients: dict[int, _Client] = {}
         for k in taking:
-            work = model.work(k, numbers[plan.cuts[k]], plan.compression)
+            work = works[k] if works is not None else model.work(k, numbers[plan.cuts[k]], plan.compression)
             parts = plan.micro_batches[k] if plan.micro_batches else 1
             samples = _divide(model.costs.batch[k], parts if plan.cuts[k] != END else 1)
-            self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples, _alone(work))
+            self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples, alone(work))
         self._open = set(taking)
-        self._aggregation = model.aggregation(len(taking))
+        # nothing is averaged where clients take turns, and only their sides where the server's is one
+        averaged = {"per_client": taking, "shared": taking, "sequential": []}[plan.server_model]
+        size = max(self._clients[k].work.upload for k in taking) if plan.server_model == "shared" else None
+        self._aggregation = model.aggregation(len(averaged), size)
         self._capacities = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)
         self._own = (
             [bytes_per_second(p.uplink) for p in model.clients],
@@ -228,16 +227,22 @@ class _Round:
         )
 
     def _bar(self, client: int, phase: str, start: float, end: float, on_server: bool = False) -> None:
-        if end > start or on_server:
+        if self._record and (end > start or on_server):
             self._bars.append(Bar(client, on_server, phase, start, end))
 
     # ---- the clients' own links and speeds over time -----------------------------------------------------------------
 
+    def _conditions(self, client: int, now: float) -> tuple[Conditions, float]:
+        """What the trace says of a client now, and when that changes."""
+        times, conditions = self._changes[client]
+        place = bisect_right(times, now)
+        return conditions[place - 1], times[place] if place < len(times) else INFINITE
+
     def _limit(self, client: int, way: int, now: float) -> float:
         """Bytes/s that a client gets at most: its own link's, and its share where shares are static."""
         own, available = self._own[way][client], True
-        if self._trace is not None:
-            conditions = self._trace.at(self._names[client], self._start + now)
+        if client in self._changes:
+            conditions, _ = self._conditions(client, now)
             changed = conditions.uplink if way == 0 else conditions.downlink
             own, available = own if changed is None else bytes_per_second(changed), conditions.available
         if self.plan.disciplines[way] == "static":
@@ -250,8 +255,7 @@ class _Round:
 
     def _follow(self, client: int, now: float) -> None:
         """Lets the client's links change when the trace says so."""
-        assert self._trace is not None
-        change = self._trace.next_change(self._names[client], self._start + now) - self._start
+        _, change = self._conditions(client, now)
 
         def changed(then: float) -> None:
             if client in self._open:
@@ -273,11 +277,9 @@ class _Round:
 
     def _stretch(self, client: int, begin: float, seconds: float) -> float:
         """When work that takes so many seconds by the profile is done, with the speeds of the trace."""
-        assert self._trace is not None
         now, left = begin, seconds
         while True:
-            conditions = self._trace.at(self._names[client], self._start + now)
-            change = self._trace.next_change(self._names[client], self._start + now) - self._start
+            conditions, change = self._conditions(client, now)
             end = now + left * conditions.slowdown if conditions.available else INFINITE
             if end <= change or change == INFINITE:
                 return end
@@ -386,8 +388,8 @@ class _Round:
 
     def _order_of_turns(self) -> list[tuple[int, int, int]]:
         """Where the server serves in a fixed order: (local step, client, micro-batch) in that order, the last first."""
-        if self.plan.order != "in_order":
-            return []
+        if self.plan.order != "in_order" or self.plan.server_model != "per_client":
+            return []  # clients that take turns, or all together, have an order of their own
         turns = [
             (step, k, index)
             for k, client in self._clients.items()
@@ -414,7 +416,7 @@ class _Round:
             "arrival": (now, part.client, part.index),
             "longest_first": (-tail, now, part.client, part.index),
             "in_order": (part.step, part.client, part.index),
-        }[self.plan.order]
+        }[self.plan.order if self._turns or self.plan.order != "in_order" else "arrival"]
         heapq.heappush(self._queue, (key, part))
         self._at(max(now, self._server_free), self._decide, _DECIDES)
 
@@ -492,6 +494,18 @@ class _Round:
     def _broadcast_rate(self, client: _Client, now: float) -> float:
         """Bytes/s at which a client hears what is sent to all at once over the whole link."""
         return min(self._capacities[1], self._own[1][client.number])
+
+
+def _changes(trace: Trace, client: str, start: float) -> tuple[list[float], tuple[Conditions, ...]]:
+    """Times of a client's changes in seconds since the round began, and what holds from each on.
+
+    Taken from the trace once: where a time is turned into the trace's and back at every look, it may come out a digit
+    before the change, which is then never past.
+    """
+    trace.at(client, start)  # refuses a client that the trace does not know
+    if client not in trace.seconds:
+        return [-INFINITE], (Conditions(),)
+    return [time - start for time in trace.seconds[client]], trace.conditions[client]
 
 
 def _divide(batch: int, parts: int) -> list[int]:

@@ -36,6 +36,18 @@ def test_other_policies_stand_below_with_how_much_faster_the_plan_is():
     assert ["fedavg", "49.0", "s", "4.00x"] in lines
 
 
+def test_of_very_many_clients_the_slowest_are_shown():
+    few, times = sample_plan(), [float((7 * k) % 100) for k in range(100)]
+    plan = replace(
+        few, cuts=few.cuts[:1] * 100, shares=(0.01,) * 100, uplink=few.uplink[:1] * 100,
+        downlink=few.downlink[:1] * 100, predicted=tuple(times),
+    )  # fmt: skip
+    lines = printed(print_plan, plan, [f"client-{k}" for k in range(100)]).splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("client-")]
+    assert shown == [f"client-{k}" for k in range(100) if times[k] >= 60]
+    assert "and 60 more, which are faster or take no part" in [line.rstrip() for line in lines]
+
+
 def test_there_is_one_name_per_client():
     with pytest.raises(ValueError, match="names has 1 entries, the plan 4 clients"):
         plan_table(sample_plan(), ["a"])

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_edgesplit.runtime.compression import from_int8, relative_error, to_int8
+from lightning_edgesplit.runtime.compression import compressed, from_int8, restored, squares, to_int8
+from lightning_edgesplit.runtime.wire import Frame, Kind, decode, encode
 
 
 def test_what_comes_back_is_at_most_half_a_level_off_sample_by_sample():
@@ -31,10 +32,22 @@ def test_types_are_kept(dtype):
     sent, chosen = to_int8([x, torch.arange(4)])
     back = from_int8(sent, chosen, [dtype, torch.int64])
     assert back[0].dtype == dtype
-    assert relative_error([x], [back[0]]) == pytest.approx(
-        float((back[0].double() - x.double()).norm() / x.double().norm())
-    )
-    assert 0 < relative_error([x], [back[0]]) < 0.02
+    error = float((back[0].double() - x.double()).norm() / x.double().norm())
+    lost, norm = squares([x, torch.arange(4)], back)
+    assert (lost / norm) ** 0.5 == pytest.approx(error)
+    assert 0 < error < 0.02
+
+
+def test_a_frame_says_what_is_compressed_in_it_and_the_rest_stays():
+    x, labels, more = torch.randn(4, 64, 8), torch.arange(4), torch.randn(3)
+    frame, lost, norm = compressed(Frame(Kind.SMASHED, [x, labels, more], {"index": 3}), count=2)
+    header, body = encode(frame)
+    back = restored(decode(header, body))
+    assert torch.equal(back.tensors[1], labels)
+    assert torch.equal(back.tensors[2], more)
+    assert float((back.tensors[0] - x).square().sum()) == pytest.approx(lost)
+    assert float(x.square().sum()) == pytest.approx(norm)
+    assert body.numel() < 0.5 * encode(Frame(Kind.SMASHED, [x, labels, more], {"index": 3}))[1].numel()
 
 
 def test_tensors_that_are_missing_are_noticed():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
-from lightning_edgesplit.runtime.partition import ClientLoaders, check, divide, labels_of, rebuild
+from lightning_edgesplit.runtime.partition import ClientLoaders, check, divide, labels_of, leave_out, rebuild
 
 LABELS = torch.arange(10).repeat_interleave(20)[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
 DATA = TensorDataset(torch.randn(200, 3), LABELS)
@@ -102,3 +102,51 @@ def test_taking_a_sample_batch_draws_nothing():
     assert batch[0].shape == (4, 3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert torch.equal(before[1], generator.get_state())
+
+
+class Read:
+    """Notes which samples are read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return torch.rand(1)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_that_are_left_out_are_not_read_and_the_others_are_the_same(shuffle):
+    def batches(count):
+        data = Read()
+        loader = DataLoader(data, batch_size=3, shuffle=shuffle, generator=torch.Generator().manual_seed(3))
+        iterator = iter(loader)
+        leave_out(iterator, count)
+        for _ in iterator:
+            pass
+        return data.read
+
+    assert batches(2) == batches(0)[6:]
+
+
+def test_a_loader_of_another_kind_is_read_past():
+    iterator = iter(DataLoader(IterableOfNumbers(), batch_size=2))
+    leave_out(iterator, 2)
+    assert next(iterator).tolist() == [4, 5]
+
+
+class IterableOfNumbers(IterableDataset):
+    def __iter__(self):
+        return iter(range(10))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_how_much_data_a_client_has_is_what_its_loader_has(drop_last):
+    user = DataLoader(list(range(23)), batch_size=4, drop_last=drop_last)
+    loaders = ClientLoaders(lambda: user, [range(9), range(9, 9), range(9, 17), range(17, 23)], 4, 0)
+    for client in range(4):
+        own = loaders.of(client)
+        assert loaders.extent(client) == {"batches": len(own), "samples": len(own.dataset), "batch": 4}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 import random
+import signal
 
 import lightning as L
 import numpy as np
@@ -12,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small import Classifier, Deterministic, WithAdamW, fedavg, vectors
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.errors import ClientFailedError
+from lightning_edgesplit.errors import ClientFailedError, ClientLostError
+from lightning_edgesplit.scheduling import Fixed
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 pytestmark = [
@@ -110,6 +114,7 @@ def test_a_fixed_order_goes_by_waves(clip):
             order.append(trainer.strategy._now[0])
 
     options = {"trainer_options": {"deterministic": True, "gradient_clip_val": clip}, "round_steps": 2, "epochs": 1}
+    options["cuts"] = ["net.0", "net.2", "net.3", "net.3"]  # with "end", the client does not wait for the server
     alone, _ = fit(None, **options)
     shared, _ = fit(3, callbacks=[Watch()], **options)
     assert equal(shared, alone)
@@ -241,3 +246,117 @@ def test_the_client_that_fails_is_named():
     trainer = L.Trainer(strategy=strategy, max_epochs=1, enable_checkpointing=False, **QUIET)
     with pytest.raises(ClientFailedError, match=r"client-2 \(in process 0\) failed: RuntimeError: .*a broken sample"):
         trainer.fit(Deterministic(), DataLoader(Failing(), batch_size=8))
+
+
+class Dying(Deterministic):
+    def training_step(self, batch, batch_idx):
+        if os.environ.get("EDGESPLIT_CLIENT") == "2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
+def test_the_client_whose_process_dies_is_named():
+    strategy = EdgeSplitStrategy(clients=4, cuts="net.2", processes=1, timeout=10)
+    trainer = L.Trainer(strategy=strategy, max_epochs=1, enable_checkpointing=False, **QUIET)
+    with pytest.raises(ClientLostError, match=r"client-2 \(in process 0\) is lost"):
+        trainer.fit(Dying(), DataLoader(vectors(64), batch_size=8))
+
+
+class Moving:
+    """Another cut for every client in every round."""
+
+    name = "moving"
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def plan(self, costs, clients, server, corrections=None):
+        self.at += 1
+        names = [cut.name for cut in costs.cuts]
+        cuts = tuple(names[(self.at + k) % len(names)] for k in range(len(clients)))
+        return Fixed(cuts).plan(costs, clients, server, corrections)
+
+
+@pytest.mark.parametrize("rule", ["keep", "average"])
+def test_cuts_may_move(rule):
+    ends = []
+    for processes in (None, 2):
+        module, trainer = fit(
+            processes, WithAdamW, policy=Moving(), cuts=None, round_steps=1, participation=0.75, optimizer_state=rule
+        )
+        ends.append(module)
+    cuts = {(c.client, c.cut) for report in trainer.strategy.rounds for c in report.clients}
+    assert len(cuts) > 8
+    assert equal(*ends)
+
+
+def test_clients_may_run_the_last_layers_too():
+    options = {"second_cut": "net.2", "cuts": ["end", "net.0", "net.1", "net.0"], "participation": 0.75}
+    alone, _ = fit(None, WithAdamW, **{**options, "cuts": ["net.0", "net.0", "net.1", "net.0"]})
+    shared, _ = fit(2, WithAdamW, **{**options, "cuts": ["net.0", "net.0", "net.1", "net.0"]})
+    assert equal(shared, alone)
+    mixed, _ = fit(1, WithAdamW, **options)  # a process that was a client without a second cut before
+    assert mixed.trainer.global_step > 0
+
+
+def test_every_client_may_have_a_loader_of_its_own():
+    ends = []
+    for processes in (None, 1, 2):
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(5)
+        loaders = [
+            DataLoader(vectors(12 + 4 * k), batch_size=4, shuffle=True, generator=generator if k else None)
+            for k in range(3)
+        ]  # two of them share a generator
+        own = vectors(16)
+        loaders.append(DataLoader(own, batch_size=4, sampler=RandomSampler(own, generator=generator.clone_state())))
+        module = Classifier()
+        strategy = EdgeSplitStrategy(clients=4, cuts="net.2", round_steps=2, processes=processes, timeout=30)
+        trainer = L.Trainer(strategy=strategy, max_epochs=2, enable_checkpointing=False, **QUIET)
+        trainer.fit(module, loaders)
+        ends.append(module)
+    assert equal(ends[1], ends[0])
+    assert equal(ends[2], ends[0])
+
+
+class Counts(Callback):
+    """How many models the server has at once: of clients that are played, and waiting to be added to the sum."""
+
+    def __init__(self) -> None:
+        self.models = self.waiting = self.states = 0
+        self.children: set[int] = set()
+
+    def on_train_batch_end(self, trainer, *_):
+        server = trainer.strategy._server
+        self.models = max(self.models, sum(1 for seat in server.seats if seat.model))
+        self.states = max(self.states, sum(1 for seat in server.seats if seat.state))
+        self.waiting = max(self.waiting, len(server._waiting))
+        self.children.update(process.pid for process in multiprocessing.active_children())
+
+
+def test_a_thousand_clients_need_two_processes_and_no_model_while_they_are_absent():
+    torch.manual_seed(1)
+    counts, data = Counts(), vectors(2000)
+    parts = [range(2 * k, 2 * k + 2) if k % 7 else range(k, k + 14) for k in range(1000)]
+    strategy = EdgeSplitStrategy(
+        clients=1000,
+        cuts="net.2",
+        participation=0.05,
+        processes=2,
+        partition=parts,
+        optimizer_state="reset",
+        timeout=60,
+    )
+    trainer = L.Trainer(strategy=strategy, max_epochs=2, enable_checkpointing=False, callbacks=[counts], **QUIET)
+    trainer.fit(Deterministic(), DataLoader(data, batch_size=2))
+    assert len(counts.children) == 2
+    assert 0 < counts.models <= 2
+    assert counts.states <= 2
+    assert counts.waiting < 4 * 2
+    assert [len(report.clients) for report in strategy.rounds] == [50, 50]
+    for report in strategy.rounds:
+        for client in report.clients:
+            assert client.steps == (1 if client.client % 7 else 7)
+            assert client.samples == 2 * client.steps
+            assert 0 < client.round_time < report.seconds
+            assert client.bytes_up > 0 < client.bytes_down

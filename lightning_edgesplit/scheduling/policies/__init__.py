@@ -15,6 +15,7 @@ from lightning_edgesplit.scheduling.policies.esfl import ESFL
 from lightning_edgesplit.scheduling.policies.exact import Exact
 from lightning_edgesplit.scheduling.policies.fedavg import FedAvg
 from lightning_edgesplit.scheduling.policies.fixed import Fixed
+from lightning_edgesplit.scheduling.policies.joint import Joint
 from lightning_edgesplit.scheduling.policies.making import make
 from lightning_edgesplit.scheduling.policies.overlapped import Overlapped, with_fixed
 from lightning_edgesplit.scheduling.policies.random_cuts import RandomCuts
@@ -33,6 +34,7 @@ POLICIES: dict[str, Any] = {
     "epsl": EPSL,
     "edgesplit": EdgeSplit,
     "exact": Exact,
+    "joint": Joint,
 }
 """Policies by name; `Fixed` is chosen by giving cuts, `Overlapped` by a name with ``+pipar`` behind it."""
 
@@ -52,6 +54,7 @@ __all__ = [
     "Exact",
     "FedAvg",
     "Fixed",
+    "Joint",
     "Overlapped",
     "Policy",
     "PolicyLike",

@@ -11,8 +11,9 @@ import numpy as np
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import END, Costs
 from lightning_edgesplit.scheduling.errors import InfeasibleError
-from lightning_edgesplit.scheduling.latency import LatencyModel, rate
+from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.scheduling.policies.bisection import solve, solve_at
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 from lightning_edgesplit.scheduling.simulate import simulate
 
@@ -65,14 +66,14 @@ def plan_of(
     policy: str, model: LatencyModel, cuts: Sequence[int], shares: Sequence[float], iterations: Sequence[float] = ()
 ) -> Plan:
     """The plan with these cuts (by number) and shares, with its predicted times."""
-    predicted = tuple(model.round_time(k, cut, share) for k, (cut, share) in enumerate(zip(cuts, shares, strict=True)))
-    pairs = list(zip(shares, model.clients, strict=True))
+    predicted = tuple(model.round_times(cuts, shares).tolist())
+    names, (uplink, downlink) = model.names, model.rates(shares)
     return Plan(
         policy=policy,
-        cuts=tuple(model.names[cut] for cut in cuts),
+        cuts=tuple(names[cut] for cut in cuts),
         shares=tuple(float(share) for share in shares),
-        uplink=tuple(rate(share, model.server.uplink, client.uplink) for share, client in pairs),
-        downlink=tuple(rate(share, model.server.downlink, client.downlink) for share, client in pairs),
+        uplink=tuple(uplink),
+        downlink=tuple(downlink),
         predicted=predicted,
         iterations=tuple(iterations) or (max(predicted),),
     )
@@ -149,34 +150,16 @@ def equal_shares(clients: int) -> list[float]:
 def bisect(
     model: LatencyModel, cuts: Sequence[int] | None = None, tolerance: float = 1e-9
 ) -> tuple[list[int], list[float]]:
-    """Least time T that all clients reach with shares that sum to 1 at most, by bisection on T.
-
-    For a target T a client needs b_k(T) = min over its cuts of the least share; T is feasible iff Σ b_k(T) ≤ 1.
+    """Least time T that all clients reach with shares that sum to 1 at most; see `bisection`.
 
     Args:
         model: The latency model.
         cuts: Fixed cuts, one per client; None: each client's best among those that fit its memory.
-        tolerance: Relative width at which the bisection stops.
+        tolerance: How far T may be above the optimum, relative to it.
 
     Returns:
         Cuts and shares; what is left of the links is given out in proportion, so that the shares sum to 1.
     """
-    everyone = np.arange(len(model.clients))
-
-    def needs(target: float) -> tuple[np.ndarray, np.ndarray]:
-        shares = model.least_shares(target)
-        chosen = np.argmin(shares, axis=1) if cuts is None else np.asarray(cuts)
-        return chosen, shares[everyone, chosen]
-
-    equal = model.at_share(1 / len(model.clients))
-    alone = model.fastest()
-    high = float((equal.min(axis=1) if cuts is None else equal[everyone, np.asarray(cuts)]).max())
-    low = float((alone.min(axis=1) if cuts is None else alone[everyone, np.asarray(cuts)]).max())
-    high *= 1 + 1e-12  # equal shares are feasible, whatever the rounding
-    while high - low > tolerance * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if needs(middle)[1].sum() <= 1 else (middle, high)
-    chosen, shares = needs(high)
-    total = shares.sum()
-    given = shares / total if total > 0 else np.full(len(shares), 1 / len(shares))
-    return [int(cut) for cut in chosen], [float(share) for share in given]
+    terms = model.terms
+    chosen, shares, _ = solve(terms, tolerance) if cuts is None else solve_at(terms, np.asarray(cuts), tolerance)
+    return chosen.tolist(), shares.tolist()

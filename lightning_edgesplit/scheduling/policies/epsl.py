@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +205,7 @@ class EPSL:
     channel: Channel | None = None
     turns: int = 20
     name: str = "epsl"
+    server_model: ClassVar[str] = "shared"
 
     def __post_init__(self) -> None:
         check(self.name, phi=(self.phi, 0.0, 1.0), turns=(self.turns, 1, 2**31))

@@ -15,10 +15,13 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 
 @dataclass(frozen=True)
 class Exact:
-    """Shortest slowest round over cuts and bandwidth shares, optimal to `tolerance`, in O(N·L·log 1/tolerance).
+    """Shortest slowest round over cuts and bandwidth shares, optimal to `tolerance`.
 
     Ours. For a target T each client needs b_k(T) = min over its cuts l of the least share that reaches T; T can be
-    reached iff Σ b_k(T) ≤ 1, which is monotone in T: bisection.
+    reached iff Σ b_k(T) ≤ 1, which is monotone in T. How T is found for many clients at once: `bisection`.
+
+    Attributes:
+        tolerance: How far the round may be above the optimum, relative to it.
     """
 
     tolerance: float = 1e-9

@@ -64,6 +64,16 @@ class Overlapped:
         """See `ByRound`."""
         return replace(self, policy=for_round(self.policy, epoch, number))
 
+    @property
+    def server_model(self) -> str:
+        """The server-side model that the policy plans for."""
+        return str(getattr(self.policy, "server_model", "per_client"))
+
+    @property
+    def phi(self) -> float:
+        """The policy's φ, if it has one."""
+        return float(getattr(self.policy, "phi", 0.0))
+
     def plan(
         self,
         costs: Costs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import Costs
@@ -30,6 +31,7 @@ class SequentialSplit:
     """
 
     name: str = "sequential"
+    server_model: ClassVar[str] = "sequential"
 
     def plan(
         self,

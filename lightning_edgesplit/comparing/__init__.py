@@ -1,0 +1,1 @@
+"""Every system in every scenario, trained and compared: what ``edgesplit compare`` does."""

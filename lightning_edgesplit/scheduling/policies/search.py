@@ -1,0 +1,260 @@
+"""A search over cuts and micro-batches whose score is the simulated round.
+
+Two stages. A *guess* knows only sums: what each client needs alone, and what all of them ask of uplink, downlink and
+server; a change of one cut is scored in constant time, so that it serves a hundred clients. Then *refining* with the
+simulation itself, straggler first. What a search may cost is counted in local steps that it simulates, not in seconds,
+so that the same input gives the same plan on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_edgesplit.scheduling.bound import alone
+from lightning_edgesplit.scheduling.latency import LatencyModel, Work, rate
+from lightning_edgesplit.scheduling.links import bytes_per_second
+from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.scheduling.policies.base import bisect
+from lightning_edgesplit.scheduling.simulate import simulate, simulated_seconds
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How links and server are shared, and whether what crosses is compressed."""
+
+    disciplines: tuple[str, str]
+    order: str
+    compression: str = "none"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Number of each client's cut, in how many micro-batches its batch goes, and the setting."""
+
+    cuts: tuple[int, ...]
+    parts: tuple[int, ...]
+    setting: Setting
+
+
+class Search:
+    """Scores candidates, remembers the scores and counts what they cost.
+
+    Args:
+        name: The policy's name.
+        model: The latency model.
+        micro_batches: Numbers of micro-batches that a client may have, ascending.
+        budget: Local steps of one client that may be simulated in all.
+    """
+
+    def __init__(self, name: str, model: LatencyModel, micro_batches: Sequence[int], budget: int) -> None:
+        self._name, self._model, self._left = name, model, budget
+        self.micro_batches = tuple(micro_batches)
+        self._clients = range(len(model.clients))
+        self._fits = [model.fits(k) for k in self._clients]
+        self._works: dict[tuple[int, int, str], Work] = {}
+        self._scores: dict[Candidate, float] = {}
+        self._shares: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self._choices: dict[str, list[list[int]]] = {}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget is used up."""
+        return self._left <= 0
+
+    def score(self, candidate: Candidate) -> float:
+        """Seconds of the candidate's simulated round."""
+        if candidate not in self._scores:
+            works = [self.work(k, cut, candidate.setting.compression) for k, cut in enumerate(candidate.cuts)]
+            self._scores[candidate] = simulated_seconds(self._model, self._plan(candidate), works)
+            self._left -= self._cost(candidate)
+        return self._scores[candidate]
+
+    def plan(self, candidate: Candidate, iterations: Sequence[float] = ()) -> Plan:
+        """The candidate's plan, with the ends of the simulated round as predicted times."""
+        plan = self._plan(candidate)
+        simulated = simulate(self._model, plan)
+        return replace(plan, predicted=simulated.ends, iterations=tuple(iterations) or (simulated.round_time,))
+
+    def work(self, client: int, cut: int, compression: str) -> Work:
+        """What a client has to do at a cut; remembered."""
+        key = client, cut, compression
+        if key not in self._works:
+            self._works[key] = self._model.work(client, cut, compression)
+        return self._works[key]
+
+    def choices(self, client: int, compression: str) -> list[int]:
+        """A client's cuts, shallow to deep, that fit its memory and that no other beats in everything."""
+        if compression not in self._choices:
+            self._choices[compression] = [self._undominated(k, compression) for k in self._clients]
+        return self._choices[compression][client]
+
+    # ---- guessing ----------------------------------------------------------------------------------------------------
+
+    def guess(self, cuts: Sequence[int], compression: str, power: float) -> tuple[int, ...]:
+        """Cuts that make (a^p + u^p + d^p + s^p)^(1/p) small, by changing one client's at a time.
+
+        a: the longest client alone; u, d, s: seconds that uplink, downlink and server need for all. A large p asks for
+        the least of the four's largest, a small one for leaving slack on the others too.
+        """
+        terms, chosen = self._terms(compression), [np.asarray(self.choices(k, compression)) for k in self._clients]
+        now, everyone = np.array(cuts), np.arange(len(cuts))
+        sums = terms[everyone, now, 1:].sum(axis=0)
+        longest = terms[everyone, now, 0]
+        for _ in range(20):
+            before = now.copy()
+            for k in np.argsort(-longest, kind="stable"):
+                own = terms[k, chosen[k]]
+                others = np.delete(longest, k).max(initial=0.0)
+                loads = sums - terms[k, now[k], 1:] + own[:, 1:]
+                values = np.maximum(others, own[:, 0]) ** power + (loads**power).sum(axis=1)
+                best = int(values.argmin())
+                sums, longest[k], now[k] = loads[best], own[best, 0], chosen[k][best]
+            if (now == before).all():
+                break
+        return tuple(int(cut) for cut in now)
+
+    def _terms(self, compression: str) -> Array:
+        """Seconds of a round, [clients, cuts, 4]: of the client alone, and of uplink, downlink and server for it."""
+        server, steps = self._model.server, self._model.costs.steps
+        up, down = bytes_per_second(server.uplink), bytes_per_second(server.downlink)
+        terms = np.zeros((len(self._clients), len(self._model.names), 4))
+        for k in self._clients:
+            for cut in self.choices(k, compression):
+                work = self.work(k, cut, compression)
+                ends = work.download / work.limit_down + work.upload / work.limit_up + 2 * work.latency
+                terms[k, cut] = (
+                    steps[k] * alone(work) + ends,
+                    (steps[k] * work.bytes_up + work.upload) / up,
+                    (steps[k] * work.bytes_down + work.download) / down,
+                    steps[k] * work.server,
+                )
+        return terms / max(terms.max(), 1e-300)  # so that high powers stay finite
+
+    # ---- refining ----------------------------------------------------------------------------------------------------
+
+    def refine(self, start: Candidate, budget: int) -> Candidate:
+        """The best candidate that is reached from `start` by moves that each shorten the simulated round.
+
+        Args:
+            start: Where to begin.
+            budget: Local steps that it may simulate at most.
+        """
+        best, least = start, self._left - budget
+        while True:
+            for candidate in self._moves(best):
+                if self._left <= max(0, least):
+                    return best
+                if self.score(candidate) < self.score(best) * (1 - 1e-9):
+                    best = candidate
+                    break
+            else:
+                return best
+
+    def _moves(self, candidate: Candidate) -> Iterator[Candidate]:
+        """Candidates near by: all clients, those of a kind, then one after the other, who ends last first."""
+        cuts, parts = candidate.cuts, candidate.parts
+        ends = simulate(self._model, self._plan(candidate)).ends
+        self._left -= self._cost(candidate)
+        late_first = sorted(self._clients, key=lambda k: (-ends[k], k))
+        if len(cuts) > 1:
+            kinds = [list(self._clients), *self._kinds]
+            for group in sorted(kinds, key=lambda group: -max(ends[k] for k in group)):
+                for way in (1, -1):
+                    moved = list(cuts)
+                    for k in group:
+                        moved[k] = self._step(k, cuts[k], way, candidate.setting.compression)
+                    yield replace(candidate, cuts=tuple(moved))
+        for group in [self._clients] if len(cuts) > 1 else []:
+            for number in self.micro_batches:
+                yield replace(candidate, parts=tuple(number for _ in group))
+        for k in late_first:
+            choices = self.choices(k, candidate.setting.compression)
+            for cut in sorted(choices, key=lambda cut: (abs(cut - cuts[k]), cut)):
+                if cut != cuts[k]:
+                    yield replace(candidate, cuts=(*cuts[:k], cut, *cuts[k + 1 :]))
+            for number in self.micro_batches:
+                if number != parts[k]:
+                    yield replace(candidate, parts=(*parts[:k], number, *parts[k + 1 :]))
+        if len(cuts) <= _PAIRS:
+            for first, second in ((a, b) for a in late_first for b in late_first if a < b):
+                for one in self.choices(first, candidate.setting.compression):
+                    for two in self.choices(second, candidate.setting.compression):
+                        moved = list(cuts)
+                        moved[first], moved[second] = one, two
+                        yield replace(candidate, cuts=tuple(moved))
+
+    @cached_property
+    def _kinds(self) -> list[list[int]]:
+        """Numbers of the clients that are alike but for their names, where there are two or more."""
+        kinds: dict[object, list[int]] = {}
+        for k, client in enumerate(self._model.clients):
+            key = replace(client, name="", times=None), self._model.costs.batch[k], self._model.costs.steps[k]
+            kinds.setdefault(key, []).append(k)
+        return [kind for kind in kinds.values() if 1 < len(kind) < len(self._clients)]
+
+    def _step(self, client: int, cut: int, way: int, compression: str) -> int:
+        """The client's next deeper (1) or shallower (-1) cut; the same where there is none."""
+        beyond = [other for other in self.choices(client, compression) if (other - cut) * way > 0]
+        return min(beyond, key=lambda other: abs(other - cut), default=cut)
+
+    # ---- plans -------------------------------------------------------------------------------------------------------
+
+    def _cost(self, candidate: Candidate) -> int:
+        return sum(steps * parts for steps, parts in zip(self._model.costs.steps, candidate.parts, strict=True))
+
+    def _plan(self, candidate: Candidate) -> Plan:
+        model, setting, count = self._model, candidate.setting, len(self._clients)
+        whole = (1.0,) * count
+        shares = self._static_shares(candidate.cuts) if "static" in setting.disciplines else whole
+        up, down = (shares if discipline == "static" else whole for discipline in setting.disciplines)
+        return Plan(
+            policy=self._name,
+            cuts=tuple(self._model.names[cut] for cut in candidate.cuts),
+            shares=shares,
+            uplink=tuple(rate(s, model.server.uplink, c.uplink) for s, c in zip(up, model.clients, strict=True)),
+            downlink=tuple(
+                rate(s, model.server.downlink, c.downlink) for s, c in zip(down, model.clients, strict=True)
+            ),
+            predicted=(0.0,) * count,
+            disciplines=setting.disciplines,
+            order=setting.order,
+            micro_batches=candidate.parts if max(candidate.parts) > 1 else (),
+            compression=setting.compression,
+        )
+
+    def _static_shares(self, cuts: tuple[int, ...]) -> tuple[float, ...]:
+        if cuts not in self._shares:
+            self._shares[cuts] = tuple(bisect(self._model, cuts)[1])
+        return self._shares[cuts]
+
+    def _undominated(self, client: int, compression: str) -> list[int]:
+        needs = {cut: _needs(self.work(client, cut, compression)) for cut in self._fits[client]}
+
+        def beaten(cut: int) -> bool:
+            mine = needs[cut]
+            return any(
+                all(theirs <= own for theirs, own in zip(needs[other], mine, strict=True))
+                and (needs[other] != mine or other < cut)
+                for other in needs
+                if other != cut
+            )
+
+        return [cut for cut in needs if not beaten(cut)]
+
+
+_PAIRS = 4
+"""Most clients for which the cuts of two are changed together."""
+
+
+def _needs(work: Work) -> tuple[float, ...]:
+    return (
+        work.forward, work.backward, work.server, work.bytes_up, work.bytes_down, work.step_up, work.step_down,
+        work.download, work.upload, work.step_latency,
+    )  # fmt: skip

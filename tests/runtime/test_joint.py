@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_edgesplit.errors import ImpossibleCutError
+from lightning_edgesplit.runtime.joint import join
+from lightning_edgesplit.runtime.wire import Frame, Kind
+from lightning_edgesplit.splitting.cuts import Border, Cut
+
+CUT = Cut("net", border=Border(path=("pad", "net"), tensors=((1, 0, True),)), sent=(1, 2), random=True)
+
+
+def frame(samples, mask=None, plain=(3,), generator=0):
+    smashed, labels = torch.randn(samples, 4), torch.arange(samples)
+    mask = torch.eye(5) if mask is None else mask
+    about = {
+        "index": 2, "samples": samples, "logged": [["norm", 0.5, {"on_step": True}]], "plain": list(plain),
+        "shapes": [[samples, 7], [samples], [5, 5], None], "steps": True,
+        "outputs": [[["float32", samples, 9], {"is": 1}], [["float32", samples, 4]]],
+    }  # fmt: skip
+    return Frame(Kind.SMASHED, [smashed, labels, mask, torch.full((3,), generator)], about)
+
+
+def seats():
+    return [SimpleNamespace(outputs=[]) for _ in range(3)]
+
+
+def test_parts_become_one_batch_and_what_all_share_stays_one():
+    frames = [frame(2), frame(3)]
+    joint = join(seats(), [0, 2], frames, CUT)
+    smashed, labels, mask, _ = joint.frame.tensors
+    assert torch.equal(smashed, torch.cat([f.tensors[0] for f in frames]))
+    assert labels.tolist() == [0, 1, 0, 1, 2]
+    assert torch.equal(mask, torch.eye(5))
+    about = joint.frame.about
+    assert (about["samples"], about["plain"]) == (5, [3])
+    assert about["shapes"] == [[5, 7], [5], [5, 5], None]
+    assert about["outputs"] == [[["float32", 5, 9], {"is": 1}], [["float32", 5, 4]]]
+    assert [options["batch_size"] for _, _, options in about["logged"]] == [2, 3]
+
+
+def test_every_client_gets_its_rows_and_its_own_random_stream_back():
+    joint = join(seats(), [0, 2], [frame(2, generator=7), frame(3, generator=8)], CUT)
+    gradient, advanced = torch.arange(5.0)[:, None], torch.full((3,), 99)
+    divided = dict(joint.divided([gradient], [advanced]))
+    assert {client: own[0].flatten().tolist() for client, own in divided.items()} == {0: [0, 1], 2: [2, 3, 4]}
+    assert {client: own[1].tolist() for client, own in divided.items()} == {0: [99] * 3, 2: [8] * 3}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (frame(3, mask=torch.ones(5, 5)), "does not have one row per sample"),
+        (frame(3, plain=(4,)), "numbers and texts of the batch differ"),
+    ],
+)
+def test_what_differs_between_clients_is_refused(other, message):
+    with pytest.raises(ImpossibleCutError, match=message):
+        join(seats(), [0, 1], [frame(2), other], CUT)
+
+
+def test_outputs_that_have_not_changed_are_remembered_by_the_seats():
+    own, first, second = seats(), [frame(2), frame(3)], [frame(2), frame(3)]
+    join(own, [0, 1], first, CUT)
+    for again in second:
+        del again.about["outputs"]
+    assert join(own, [0, 1], second, CUT).frame.about["outputs"][1] == [["float32", 5, 4]]
