@@ -29,5 +29,19 @@ __getattr__ = lazily.attributes(
     },
 )
 
+
+def _register() -> None:
+    """Makes the strategy's name known to Lightning, without importing the strategy."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    def edgesplit() -> "EdgeSplitStrategy":
+        from lightning_edgesplit.strategy import EdgeSplitStrategy
+
+        return EdgeSplitStrategy()
+
+    if "edgesplit" not in StrategyRegistry:
+        StrategyRegistry.register("edgesplit", edgesplit, description="parallel split learning, 4 clients")
+
+
 # Trainer(strategy="edgesplit") knows the name whichever of the two packages is imported first
-lazily.After("lightning.pytorch", f"{__name__}.strategy").install()
+lazily.After("lightning.pytorch", _register).install()

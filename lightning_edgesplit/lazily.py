@@ -31,26 +31,26 @@ def attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 class After(MetaPathFinder):
-    """Imports a module of ours right behind one of somebody else's, whenever that is imported.
+    """Does something right behind the import of a module of somebody else's, whenever that is.
 
     Args:
-        first: Full name of the module to wait for.
-        second: Full name of the module that is imported then.
+        module: Full name of the module to wait for.
+        then: What to do; it must import nothing of ours, which may be half imported at that moment.
     """
 
-    def __init__(self, first: str, second: str) -> None:
-        self._first, self._second = first, second
+    def __init__(self, module: str, then: Callable[[], None]) -> None:
+        self._module, self._then = module, then
 
     def install(self) -> None:
-        """Waits from now on; imports at once what could be waited for no longer."""
-        if self._first in sys.modules:
-            import_module(self._second)
+        """Waits from now on; does at once what could be waited for no longer."""
+        if self._module in sys.modules:
+            self._then()
         else:
             sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
         """Finds the module as it would be found without this, and lets its loader do more."""
-        if name != self._first:
+        if name != self._module:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -59,7 +59,7 @@ class After(MetaPathFinder):
 
             def execute_both(module: ModuleType) -> None:
                 execute(module)
-                import_module(self._second)
+                self._then()
 
             spec.loader.exec_module = execute_both  # type: ignore[method-assign]  # of this one spec's own loader
         return spec

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero as rank_zero_module
@@ -662,7 +662,3 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-
-if EdgeSplitStrategy.strategy_name not in StrategyRegistry:
-    EdgeSplitStrategy.register_strategies(StrategyRegistry)  # type: ignore[arg-type]

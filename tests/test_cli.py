@@ -192,3 +192,10 @@ def test_profile_writes_the_times_that_a_client_profile_takes(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main([*arguments, "--threads", "0"])
     assert "--threads=0 must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module", ["splitting", "scheduling", "runtime.planning", "monitoring.cuts", "comparing.making"]
+)
+def test_every_part_can_be_the_first_that_is_imported(module):
+    assert run_python(f"import lightning_edgesplit.{module}; print('imported')") == "imported\n"
