@@ -37,9 +37,10 @@ def least_time(costs, clients, server, taking) -> float:
     return best
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(10), 89, 390])  # in the last two the choice hangs on the server's parts
 def test_who_takes_part_and_how_is_the_best_of_all_ways_to_choose(seed):
-    problem = instance(seed, clients=3, count=3)
+    costs, clients, server = instance(seed, clients=3, count=3)
+    problem = costs, clients, replace(server, flops=server.flops / 10 ** (seed % 4))  # a weak one matters
     times = {taking: least_time(*problem, taking) for taking in itertools.combinations(range(3), 2)}
     plan = ASFL(least=2 / 3).plan(*problem)
     assert len(plan.left_out) == 1
