@@ -17,12 +17,12 @@ class Halves:
 
     name = "halves"
 
-    def __init__(self, parts=2):
-        self.parts = parts
+    def __init__(self, parts=2, server_model="per_client"):
+        self.parts, self.model = parts, server_model
 
     def plan(self, costs, clients, server, corrections=None):
         plan = Fixed((costs.cuts[0].name,) * len(clients)).plan(costs, clients, server, corrections)
-        return replace(plan, policy=self.name, micro_batches=(self.parts,) * len(clients))
+        return replace(plan, policy=self.name, micro_batches=(self.parts,) * len(clients), server_model=self.model)
 
 
 def undivided():
@@ -41,6 +41,11 @@ def undivided():
         ({"policy": "exact", "cuts": "net.0"}, "exclude each other"),
         ({"policy": {"policy": "exact", "phi": 1}}, "phi=1 is no parameter of policy='exact': use tolerance"),
         ({"policy": "nowhere.Mine"}, "policy='nowhere.Mine' is not there"),
+        ({"policy": "epsl", "server_model": "per_client"}, "does not go with policy='epsl', which plans for 'shared'"),
+        (
+            {"policy": "sequential+pipar", "server_model": "shared"},
+            "policy='sequential.pipar', which plans for 'sequen",
+        ),
         ({"clients": []}, r"clients=\[\] is empty"),
         ({"clients": {}}, "`clients:` is missing or empty"),
         ({"clients": [ClientProfile("a"), ClientProfile("a")]}, "give every client its own"),
@@ -67,10 +72,12 @@ def test_wrong_arguments_are_refused_with_option_and_value(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "epsl"}, "policy='epsl' plans server_model='shared'"),
-        ({"policy": "sequential"}, "policy='sequential' plans server_model='sequential'"),
+        (
+            {"policy": Halves(1, server_model="shared")},
+            "policy='halves' plans server_model='shared', and 'per_client' is",
+        ),
         ({"policy": "esfl", "clock": "wall"}, r"policy='esfl' plans server_shares=\(.* on the wall clock"),
-        ({"policy": Halves()}, "policy='halves' plans micro_batches=2"),
+        ({"policy": Halves(), "server_model": "shared"}, "policy='halves' plans micro_batches=2"),
     ],
 )
 def test_a_plan_that_a_run_would_not_follow_is_refused_before_any_process_starts(options, message):

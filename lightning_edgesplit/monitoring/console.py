@@ -41,6 +41,9 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
     slowest = max(range(len(names)), key=plan.predicted.__getitem__, default=None)
     shown = sorted(sorted(range(len(names)), key=lambda k: -plan.predicted[k])[:ROWS])
     for k in shown:
+        if k in plan.left_out:
+            table.add_row(Text(names[k]), Text("takes no part", style="dim"))
+            continue
         table.add_row(
             Text(names[k]),
             Text(plan.cuts[k]),

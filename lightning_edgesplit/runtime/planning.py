@@ -181,6 +181,11 @@ class Planner:
     def _as_trained(self, plan: Plan) -> Plan:
         """The plan with the order of service and the server-side model of this run."""
         model = self._server_model if self._server_model in SERVER_MODELS else "per_client"
+        if plan.server_model not in ("per_client", model):
+            raise ValueError(
+                f"policy={plan.policy!r} plans server_model={plan.server_model!r}, and {self._server_model!r} is trained:"
+                f" give EdgeSplitStrategy server_model={plan.server_model!r}, or the policy an attribute `server_model`."
+            )
         order = "in_order" if self.in_order else plan.order
         return replace(plan, order=order, server_model=model, aggregated=self._aggregated)
 

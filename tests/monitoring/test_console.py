@@ -29,6 +29,12 @@ def test_a_plan_fits_80_columns_and_names_every_client_cut_share_and_rate():
     assert [name for name in NAMES if rows[name].rstrip().endswith("*")] == ["raspberry-pi-4"]
 
 
+def test_a_client_that_the_policy_leaves_out_takes_no_part():
+    text = printed(print_plan, replace(sample_plan(), left_out=(2,)), NAMES)
+    row = next(line for line in text.splitlines() if line.startswith(NAMES[2]))
+    assert row.split() == [NAMES[2], "takes", "no", "part"]
+
+
 def test_other_policies_stand_below_with_how_much_faster_the_plan_is():
     text = printed(print_plan, sample_plan(), NAMES, {"fedavg": 49.0, "uniform": 24.5})
     lines = [line.split() for line in text.splitlines()]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import own_policies
 import pytest
 from omegaconf import OmegaConf
@@ -80,6 +83,17 @@ def test_parameters_reach_our_policies_and_an_object_stays_what_it_is():
 def test_what_is_unknown_is_refused_with_what_is_known(given, message):
     with pytest.raises(ValueError, match=message):
         make_policy(given)
+
+
+def test_the_page_names_every_policy_with_its_parameters():
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    table = {row[1].strip(" `"): row[3].replace("`", "").replace(",", "").split() for row in rows}
+    assert list(table) == [*POLICIES, "…+pipar"]
+    for name, parameters in table.items():
+        made = Overlapped if name == "…+pipar" else POLICIES[name]
+        hidden = ("name", "epoch", "number", "policy")  # not for users to give, as the planner says the round
+        assert parameters == [field.name for field in fields(made) if field.name not in hidden], name
 
 
 @pytest.mark.parametrize("given", [3, None, "own_policies.number", int, "builtins.int"])
