@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_edgesplit.cli import main
-from lightning_edgesplit.scheduling import POLICIES, Costs, CutCost
+from lightning_edgesplit.scheduling import POLICIES, Costs, CutCost, load_clients
+from lightning_edgesplit.scheduling.measured import load_layer_times
 
 CLIENTS = """
 clients:
@@ -169,3 +170,25 @@ def test_cuts_takes_a_configuration_and_explains_what_is_wrong(capsys, tmp_path)
             main(["cuts", *arguments])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_profile_writes_the_times_that_a_client_profile_takes(capsys, tmp_path):
+    times = tmp_path / "times.csv"
+    arguments = ["profile", "--module", "small.Deterministic", "--data", "test_cli.training_data", "--repeats", "1"]
+    assert main([*arguments, "--output", str(times)]) == 0
+    assert "GFLOP/s over the whole step" in capsys.readouterr().out
+    loaded = load_layer_times(times)
+    assert [cut.name for cut in loaded.cuts][-1] == "end"
+    assert loaded["end"].server == 0
+    assert all(cut.client_forward > 0 and cut.client_backward > 0 for cut in loaded.cuts)
+    assert main([*arguments, "--cut", "net.3", "--json"]) == 0
+    profile = json.loads(capsys.readouterr().out)
+    assert [row["cut"] for row in profile["cuts"]] == ["net.3", "end"]
+    assert profile["flops"] > 0
+    yaml = tmp_path / "clients.yaml"
+    yaml.write_text("clients:\n  - {name: here, times: times.csv}\nserver: {flops: 1.0e+9}\n")
+    (here,), _ = load_clients(yaml)
+    assert here.times is not None
+    with pytest.raises(SystemExit):
+        main([*arguments, "--threads", "0"])
+    assert "--threads=0 must be at least 1" in capsys.readouterr().err

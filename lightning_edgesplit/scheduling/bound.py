@@ -44,7 +44,7 @@ def lower_bound(model: LatencyModel, plan: Plan) -> float:
         served = least * work.server
         bytes_up = steps[k] * (work.bytes_up + (parts - 1) * work.step_up)
         bytes_down = steps[k] * (work.bytes_down + (parts - 1) * work.step_down)
-        longest = max(longest, download + steps[k] * _step(work, parts, batch) + upload)
+        longest = max(longest, download + steps[k] * alone_in_parts(work, parts, batch) + upload)
         smashed.add(forward, bytes_up / up_rate, work.step_latency + served + back)
         uplink.add(forward, (bytes_up + work.upload) / up_rate, work.latency)
         server.add(forward + sent, steps[k] * work.server, back)
@@ -76,7 +76,7 @@ def alone(work: Work) -> float:
     return work.forward + up + work.server + down + work.backward + 2 * work.step_latency
 
 
-def _step(work: Work, parts: int, batch: int) -> float:
+def alone_in_parts(work: Work, parts: int, batch: int) -> float:
     """Seconds that a local step in so many micro-batches takes at least, with links and server for itself.
 
     The micro-batches go through five stages: each stage has all of them to do, before the first of them lie the stages

@@ -165,9 +165,10 @@ def test_the_examples_of_the_page_work(tmp_path):
         "camera",
     ]
     assert clients[3] == ClientProfile(
-        "jetson-nano", nano.flops, memory=nano.memory, uplink=50e6, downlink=wifi.downlink, latency=wifi.latency
-    )
-    assert clients[4] == ClientProfile("camera", slowdown=6.0, memory=0.5e9)
+        "jetson-nano", nano.flops, memory=nano.memory, uplink=50e6, downlink=wifi.downlink, latency=wifi.latency,
+        power_busy=10,
+    )  # fmt: skip
+    assert clients[4] == ClientProfile("camera", slowdown=6.0, memory=0.5e9, power_busy=3.7, power_idle=1.4)
     assert server == ServerProfile(0.33 * 8.1e12, link("ethernet-1g").uplink, link("ethernet-1g").downlink)
     assert len(load_clients(tmp_path / "b.yaml")[0]) == 100
     assert load_clients(tmp_path / "c.yaml")[0][0].times == load_layer_times(tmp_path / "pi.csv")

@@ -47,13 +47,14 @@ clients:
 server: {link: ethernet-100m, flops: 5e12}
 """
     profiles, server = load(text, tmp_path)
-    pi = {"flops": 11.889e9, "memory": 2e9}  # numbers of configs/catalogue, by hand
+    power = {"power_busy": 7.2, "power_idle": 1.6}  # numbers of configs/catalogue, by hand
+    pi = {"flops": 11.889e9, "memory": 2e9, **power}
     mobile = {"uplink": 6.3e6, "downlink": 21.3e6, "latency": 0.0276}
     assert profiles == [
         ClientProfile("raspberry-pi-4-0", **pi, **mobile),
         ClientProfile("raspberry-pi-4-1", **pi, **mobile),
-        ClientProfile("wired", flops=11.889e9, memory=1e9, uplink=1e9 * 0.9493, downlink=1e9 * 0.9493),
-        ClientProfile("slow", slowdown=3.0, memory=2e9),
+        ClientProfile("wired", flops=11.889e9, memory=1e9, uplink=1e9 * 0.9493, downlink=1e9 * 0.9493, **power),
+        ClientProfile("slow", slowdown=3.0, memory=2e9, **power),
         ClientProfile("free", uplink=None, downlink=21.3e6, latency=0.0276),
     ]
     assert server == ServerProfile(flops=5e12, uplink=1e8 * 0.9493, downlink=1e8 * 0.9493)

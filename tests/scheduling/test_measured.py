@@ -98,9 +98,8 @@ def test_a_file_of_clients_names_the_times_beside_it(tmp_path):
     path = tmp_path / "clients.yaml"
     path.write_text("clients: [{name: pi, device: raspberry-pi-4, times: pi.csv, count: 2}, {name: b, flops: 1e9}]")
     profiles = load_clients(path)[0]
-    assert profiles[1] == ClientProfile(
-        "pi-1", memory=2e9, times=times
-    )  # measured times win over the catalogue's FLOP/s
+    wanted = ClientProfile("pi-1", memory=2e9, times=times, power_busy=7.2, power_idle=1.6)
+    assert profiles[1] == wanted, "measured times win over the catalogue's FLOP/s"
     assert profiles[2].times is None
     path.write_text("clients: [{name: pi, times: pie.csv}]")
     with pytest.raises(FileNotFoundError, match=r"clients\.yaml at 'clients\[0\]\.times': .*pie\.csv: no such file"):

@@ -136,7 +136,7 @@ def test_a_thousand_clients_are_planned():
 
 def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(
-        ValueError, match=r"policy='fastest' is unknown: use one of fedavg, sequential, uniform, .*, exact, .*\(each"
+        ValueError, match=r"policy='fastest' is unknown: use one of fedavg, sequential, uniform, .*, joint \(each"
     ):
         make_policy("fastest")
     with pytest.raises(TypeError, match="policy=3 must be one of"):

@@ -97,7 +97,10 @@ def test_a_file_may_hold_clients_and_a_population(tmp_path):
     clients, server = load_clients(tmp_path / "home.yaml")
     assert server is None
     assert clients[0] == ClientProfile("desk", flops=1e11)
-    board = ClientProfile("raspberry-pi-5", 30.249e9, memory=4e9, uplink=300e6, downlink=300e6, latency=0.003)
+    board = ClientProfile(
+        "raspberry-pi-5", 30.249e9, memory=4e9, uplink=300e6, downlink=300e6, latency=0.003, power_busy=11,
+        power_idle=2.4,
+    )  # fmt: skip
     cam = ClientProfile("cam", slowdown=8.0, uplink=1e6)
     assert clients[1:] == Population(30, (Kind(board, 2.0), Kind(cam)), Spread(uplink=0.5), seed=5).draw()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -34,8 +33,9 @@ class Joint:
         micro_batches: In how many parts a client's batch may be under way. More than 1 changes batch statistics, which
             are then those of a part (ghost batch norm).
         compression: "int8" allows to send 8-bit integers, where it is faster; lossy.
-        budget: Local steps of one client, per micro-batch, that the search may simulate in all; a fixed number, so
-            that the plan does not depend on how fast the machine is. At least every start is simulated once.
+        budget: Local steps of one client that the search may simulate, micro-batches counted one by one; a number of
+            these, so that the plan does not depend on how fast the machine is. Where `micro_batches` or `compression`
+            leave a choice, as much again, after a search without them.
 
     Raises:
         ValueError: If a value is none of those listed, or not positive.
@@ -65,12 +65,12 @@ class Joint:
         server: ServerProfile,
         corrections: Corrections | None = None,
     ) -> Plan:
-        """See `Policy.plan`; `predicted` is simulated, `Plan.iterations` the best round after each stage of the search."""
+        """See `Policy.plan`; `predicted` is simulated, `Plan.iterations` what the search came to step by step."""
         model = LatencyModel(costs, clients, server, corrections)
         static = [policy.plan(costs, clients, server, corrections) for policy in (EdgeSplit(), Exact())]
         static += [replace(plan, order="longest_first") for plan in static]
         scores = [simulated_seconds(model, plan) for plan in static]
-        search = Search(self.name, model, sorted(set(self.micro_batches)), self.budget)
+        search = Search(self.name, model)
         found, iterations = self._search(search, model, static)
         if min(scores) <= search.score(found):
             plan = static[scores.index(min(scores))]
@@ -80,53 +80,77 @@ class Joint:
         return search.plan(found, [scores[0], *iterations])
 
     def _search(self, search: Search, model: LatencyModel, static: Sequence[Plan]) -> tuple[Candidate, list[float]]:
-        """The best candidate found, and the simulated seconds after each stage."""
-        compressions = ("none",) if self.compression == "none" else ("none", self.compression)
-        pairs = list(itertools.product(dict.fromkeys(self.disciplines), repeat=2))
-        settings = [Setting(pair, order) for pair in pairs for order in ("longest_first", "arrival", "in_order")]
-        candidates = [
-            Candidate(cuts, (parts,) * len(cuts), replace(settings[0], compression=compression))
-            for compression in compressions
-            for cuts in self._starts(search, model, static, compression)
-            for parts in search.micro_batches
-        ]
-        ranked = sorted(dict.fromkeys(candidates), key=search.score)
+        """The best candidate found, and the simulated seconds after each step of the search."""
+        least, allowed = min(self.micro_batches), tuple(sorted(set(self.micro_batches)))
+        cuts = [tuple(model.names.index(cut) for cut in plan.cuts) for plan in static]
+        best, iterations = self._stage(search, self._starts(search, model, cuts, "none", (least,)), ("none",), (least,))
+        if len(allowed) > 1 or self.compression != "none":
+            # what the update that stays exact came to is where the wider search begins, so that it is never worse
+            compressions = tuple(dict.fromkeys((self.compression, "none")))
+            starts = [best.cuts, *self._starts(search, model, [best.cuts, cuts[0]], self.compression, allowed)]
+            wider, _ = self._stage(search, list(dict.fromkeys(starts)), compressions, allowed)
+            best = min(best, wider, key=search.score)
+            iterations.append(search.score(best))
+        return best, iterations
+
+    def _stage(
+        self, search: Search, starts: Sequence[tuple[int, ...]], compressions: Sequence[str], parts: Sequence[int]
+    ) -> tuple[Candidate, list[float]]:
+        """The best candidate with these compressions and micro-batches, within one budget."""
+        search.grant(self.budget)
+        pairs = [(up, down) for up in self.disciplines for down in self.disciplines]
+        shared = [Setting(pair, order) for pair in pairs for order in ("longest_first", "arrival", "in_order")]
+        settings = [replace(setting, compression=compression) for compression in compressions for setting in shared]
+        first = [setting for setting in settings if (setting.disciplines, setting.order) == (pairs[0], "longest_first")]
+        candidates = [Candidate(cuts, (parts[0],) * len(cuts), setting) for setting in first for cuts in starts]
+        ranked = self._ranked(search, candidates)
         iterations = [search.score(ranked[0])]
-        # the other ways to share links and server, for the best starts; then each is led to where it gets no better
-        tried = [replace(c, setting=_other(s, c)) for c in ranked[:_STARTS] for s in settings]
-        ranked = sorted(dict.fromkeys([*tried, *ranked]), key=search.score)
-        iterations.append(search.score(ranked[0]))
-        best = ranked[0]
-        part = self.budget // _STARTS
+        divided = [replace(start, parts=(number,) * len(start.cuts)) for start in ranked[:_STARTS] for number in parts]
+        ranked = self._ranked(search, [*ranked, *divided])
+        # other ways to share links and server, for the best starts; then each is led to where it gets no better
+        tried = [replace(start, setting=setting) for start in ranked[:_STARTS] for setting in settings]
+        ranked = self._ranked(search, [*ranked, *tried])
+        best, part = ranked[0], self.budget // _STARTS
+        iterations.append(search.score(best))
         for start in ranked[:_STARTS]:
-            reached = search.refine(start, part)
-            best = min(best, reached, key=search.score)
+            best = min(best, search.refine(start, parts, part), key=search.score)
         iterations.append(search.score(best))
         while not search.exhausted:
-            others = [replace(best, setting=_other(setting, best)) for setting in settings]
-            reached = min((search.refine(other, part) for other in sorted(others, key=search.score)), key=search.score)
+            others = self._ranked(search, [replace(best, setting=setting) for setting in settings])
+            reached = min((search.refine(other, parts, part) for other in others), key=search.score)
             if search.score(reached) >= search.score(best):
                 break
             best = reached
-        iterations.append(search.score(best))
-        return best, iterations
+        return best, [*iterations, search.score(best)]
 
     @staticmethod
-    def _starts(search: Search, model: LatencyModel, static: Sequence[Plan], compression: str) -> list[tuple[int, ...]]:
-        """Cuts to begin with: those of the static plans, one for all, each client's best alone, and guesses."""
-        clients, names = range(len(model.clients)), model.names
-        starts = [tuple(names.index(cut) for cut in plan.cuts) for plan in static]
+    def _ranked(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates, best first, without those for which the budget does not last: but never none."""
+        scored: list[Candidate] = []
+        for candidate in dict.fromkeys(candidates):
+            if not scored or not search.exhausted:
+                search.score(candidate)
+                scored.append(candidate)
+        return sorted(scored, key=search.score)
+
+    @staticmethod
+    def _starts(
+        search: Search, model: LatencyModel, known: Sequence[tuple[int, ...]], compression: str, parts: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """Cuts to begin with: guesses, those that are known, each client's best alone, and one for all."""
+        clients, starts = range(len(model.clients)), list(dict.fromkeys(known))
         fastest = model.fastest()
         starts.append(tuple(int(row.argmin()) for row in fastest))
         common = set.intersection(*(set(search.choices(k, compression)) for k in clients))
         starts += [(cut,) * len(clients) for cut in sorted(common, key=lambda cut: (fastest[:, cut].max(), cut))[:2]]
-        starts += [search.guess(start, compression, power) for start in starts[:3] for power in (2.0, 4.0, 16.0)]
-        return list(dict.fromkeys(starts))
+        guesses = [
+            search.guess(start, compression, number, power)
+            for power in (4.0, 16.0, 2.0)
+            for start in starts[:3]
+            for number in sorted({min(parts), max(parts)})
+        ]
+        return list(dict.fromkeys([*guesses, *starts]))
 
 
 _STARTS = 4
 """So many of the best starts are refined."""
-
-
-def _other(setting: Setting, candidate: Candidate) -> Setting:
-    return replace(setting, compression=candidate.setting.compression)

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_edgesplit.scheduling.bound import alone
+from lightning_edgesplit.scheduling.bound import alone_in_parts
 from lightning_edgesplit.scheduling.latency import LatencyModel, Work, rate
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
@@ -49,19 +49,20 @@ class Search:
     Args:
         name: The policy's name.
         model: The latency model.
-        micro_batches: Numbers of micro-batches that a client may have, ascending.
-        budget: Local steps of one client that may be simulated in all.
     """
 
-    def __init__(self, name: str, model: LatencyModel, micro_batches: Sequence[int], budget: int) -> None:
-        self._name, self._model, self._left = name, model, budget
-        self.micro_batches = tuple(micro_batches)
+    def __init__(self, name: str, model: LatencyModel) -> None:
+        self._name, self._model, self._left = name, model, 0
         self._clients = range(len(model.clients))
         self._fits = [model.fits(k) for k in self._clients]
         self._works: dict[tuple[int, int, str], Work] = {}
         self._scores: dict[Candidate, float] = {}
         self._shares: dict[tuple[int, ...], tuple[float, ...]] = {}
         self._choices: dict[str, list[list[int]]] = {}
+
+    def grant(self, steps: int) -> None:
+        """So many local steps of one client may be simulated from here on."""
+        self._left = steps
 
     @property
     def exhausted(self) -> bool:
@@ -97,13 +98,16 @@ class Search:
 
     # ---- guessing ----------------------------------------------------------------------------------------------------
 
-    def guess(self, cuts: Sequence[int], compression: str, power: float) -> tuple[int, ...]:
+    def guess(self, cuts: Sequence[int], compression: str, parts: int, power: float) -> tuple[int, ...]:
         """Cuts that make (a^p + u^p + d^p + s^p)^(1/p) small, by changing one client's at a time.
 
-        a: the longest client alone; u, d, s: seconds that uplink, downlink and server need for all. A large p asks for
-        the least of the four's largest, a small one for leaving slack on the others too.
+        a: the longest client alone, in so many micro-batches; u, d, s: seconds that uplink, downlink and server need
+        for all. A large p asks for the least of the four's largest, a small one for slack on the others too.
         """
-        terms, chosen = self._terms(compression), [np.asarray(self.choices(k, compression)) for k in self._clients]
+        terms, chosen = (
+            self._terms(compression, parts),
+            [np.asarray(self.choices(k, compression)) for k in self._clients],
+        )
         now, everyone = np.array(cuts), np.arange(len(cuts))
         sums = terms[everyone, now, 1:].sum(axis=0)
         longest = terms[everyone, now, 0]
@@ -120,7 +124,7 @@ class Search:
                 break
         return tuple(int(cut) for cut in now)
 
-    def _terms(self, compression: str) -> Array:
+    def _terms(self, compression: str, parts: int) -> Array:
         """Seconds of a round, [clients, cuts, 4]: of the client alone, and of uplink, downlink and server for it."""
         server, steps = self._model.server, self._model.costs.steps
         up, down = bytes_per_second(server.uplink), bytes_per_second(server.downlink)
@@ -128,27 +132,30 @@ class Search:
         for k in self._clients:
             for cut in self.choices(k, compression):
                 work = self.work(k, cut, compression)
+                batch = self._model.costs.batch[k]
+                step = alone_in_parts(work, min(parts, max(1, batch)), batch)
                 ends = work.download / work.limit_down + work.upload / work.limit_up + 2 * work.latency
                 terms[k, cut] = (
-                    steps[k] * alone(work) + ends,
+                    steps[k] * step + ends,
                     (steps[k] * work.bytes_up + work.upload) / up,
                     (steps[k] * work.bytes_down + work.download) / down,
                     steps[k] * work.server,
                 )
-        return terms / max(terms.max(), 1e-300)  # so that high powers stay finite
+        return np.asarray(terms / max(terms.max(), 1e-300))  # so that high powers stay finite
 
     # ---- refining ----------------------------------------------------------------------------------------------------
 
-    def refine(self, start: Candidate, budget: int) -> Candidate:
+    def refine(self, start: Candidate, micro_batches: Sequence[int], budget: int) -> Candidate:
         """The best candidate that is reached from `start` by moves that each shorten the simulated round.
 
         Args:
             start: Where to begin.
+            micro_batches: Numbers of micro-batches that a client may have.
             budget: Local steps that it may simulate at most.
         """
         best, least = start, self._left - budget
         while True:
-            for candidate in self._moves(best):
+            for candidate in self._moves(best, micro_batches):
                 if self._left <= max(0, least):
                     return best
                 if self.score(candidate) < self.score(best) * (1 - 1e-9):
@@ -157,7 +164,7 @@ class Search:
             else:
                 return best
 
-    def _moves(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _moves(self, candidate: Candidate, micro_batches: Sequence[int]) -> Iterator[Candidate]:
         """Candidates near by: all clients, those of a kind, then one after the other, who ends last first."""
         cuts, parts = candidate.cuts, candidate.parts
         ends = simulate(self._model, self._plan(candidate)).ends
@@ -171,15 +178,14 @@ class Search:
                     for k in group:
                         moved[k] = self._step(k, cuts[k], way, candidate.setting.compression)
                     yield replace(candidate, cuts=tuple(moved))
-        for group in [self._clients] if len(cuts) > 1 else []:
-            for number in self.micro_batches:
-                yield replace(candidate, parts=tuple(number for _ in group))
+        for number in micro_batches:
+            yield replace(candidate, parts=(number,) * len(cuts))
         for k in late_first:
             choices = self.choices(k, candidate.setting.compression)
             for cut in sorted(choices, key=lambda cut: (abs(cut - cuts[k]), cut)):
                 if cut != cuts[k]:
                     yield replace(candidate, cuts=(*cuts[:k], cut, *cuts[k + 1 :]))
-            for number in self.micro_batches:
+            for number in micro_batches:
                 if number != parts[k]:
                     yield replace(candidate, parts=(*parts[:k], number, *parts[k + 1 :]))
         if len(cuts) <= _PAIRS:
