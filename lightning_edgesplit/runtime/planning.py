@@ -182,9 +182,10 @@ class Planner:
         """The plan with the order of service and the server-side model of this run."""
         model = self._server_model if self._server_model in SERVER_MODELS else "per_client"
         if plan.server_model not in ("per_client", model):
+            own = plan.server_model
             raise ValueError(
-                f"policy={plan.policy!r} plans server_model={plan.server_model!r}, and {self._server_model!r} is trained:"
-                f" give EdgeSplitStrategy server_model={plan.server_model!r}, or the policy an attribute `server_model`."
+                f"policy={plan.policy!r} plans server_model={own!r}, and {self._server_model!r} is trained: give"
+                f" EdgeSplitStrategy server_model={own!r}, or the policy an attribute `server_model`."
             )
         order = "in_order" if self.in_order else plan.order
         return replace(plan, order=order, server_model=model, aggregated=self._aggregated)
