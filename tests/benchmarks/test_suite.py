@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import suite
-from lightning_edgesplit.scheduling import EdgeSplit, LatencyModel
-from lightning_edgesplit.scheduling.policies import Joint
+from lightning_edgesplit.scheduling import EdgeSplit, Joint, LatencyModel
 
 ALL = suite.scenarios()
 

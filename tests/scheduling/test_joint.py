@@ -14,13 +14,14 @@ from lightning_edgesplit.scheduling import (
     Exact,
     Fixed,
     InfeasibleError,
+    Joint,
     LatencyModel,
     ServerProfile,
     make_policy,
     simulate,
 )
 from lightning_edgesplit.scheduling.plan import DISCIPLINES, ORDERS
-from lightning_edgesplit.scheduling.policies import Joint, search
+from lightning_edgesplit.scheduling.policies import search
 from lightning_edgesplit.scheduling.policies.base import bisect
 from lightning_edgesplit.scheduling.simulate import simulated_seconds
 

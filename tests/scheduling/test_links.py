@@ -142,3 +142,14 @@ def test_an_unknown_discipline_is_refused_with_the_names_there_are():
 def test_a_rate_in_bits_is_eight_times_one_in_bytes():
     assert bytes_per_second(80.0) == 10
     assert bytes_per_second(None) == INFINITE
+
+
+@pytest.mark.parametrize("discipline", ["fair", "longest_first"])
+def test_what_has_ended_is_not_held_up_by_who_comes_at_that_very_moment(discipline):
+    rng = random.Random(0)
+    for _ in range(300):  # in some of them a rounding error leaves a little of the first
+        shared = link(discipline, capacity=3.3, limits=(3.3, 3.3))
+        shared.add(0, rng.uniform(1, 9), urgency=1.0, now=rng.uniform(0, 9))
+        now = shared.next_end
+        shared.add(1, 1.0, urgency=2.0, now=now)
+        assert [transfer.client for transfer in shared.ended(now)] == [0]

@@ -102,10 +102,14 @@ class Joint:
         shared = [Setting(pair, order) for pair in pairs for order in ("longest_first", "arrival", "in_order")]
         settings = [replace(setting, compression=compression) for compression in compressions for setting in shared]
         first = [setting for setting in settings if (setting.disciplines, setting.order) == (pairs[0], "longest_first")]
-        candidates = [Candidate(cuts, (parts[0],) * len(cuts), setting) for setting in first for cuts in starts]
+        candidates = [
+            Candidate(cuts, (parts[0],) * len(cuts), setting)
+            for setting in first
+            for cuts in (starts if setting is first[0] else starts[:1])
+        ]
         ranked = self._ranked(search, candidates)
         iterations = [search.score(ranked[0])]
-        divided = [replace(start, parts=(number,) * len(start.cuts)) for start in ranked[:_STARTS] for number in parts]
+        divided = [replace(start, parts=(number,) * len(start.cuts)) for start in ranked[:2] for number in parts]
         ranked = self._ranked(search, [*ranked, *divided])
         # other ways to share links and server, for the best starts; then each is led to where it gets no better
         tried = [replace(start, setting=setting) for start in ranked[:_STARTS] for setting in settings]
@@ -144,8 +148,8 @@ class Joint:
         common = set.intersection(*(set(search.choices(k, compression)) for k in clients))
         starts += [(cut,) * len(clients) for cut in sorted(common, key=lambda cut: (fastest[:, cut].max(), cut))[:2]]
         guesses = [
-            search.guess(start, compression, number, power)
-            for power in (4.0, 16.0, 2.0)
+            search.guess(start, compression, number, apart, power)
+            for apart, power in ((0.0, 4.0), (1.0, 4.0), (0.0, 16.0))
             for start in starts[:3]
             for number in sorted({min(parts), max(parts)})
         ]

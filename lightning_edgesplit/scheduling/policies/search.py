@@ -98,14 +98,16 @@ class Search:
 
     # ---- guessing ----------------------------------------------------------------------------------------------------
 
-    def guess(self, cuts: Sequence[int], compression: str, parts: int, power: float) -> tuple[int, ...]:
+    def guess(self, cuts: Sequence[int], compression: str, parts: int, apart: float, power: float) -> tuple[int, ...]:
         """Cuts that make (a^p + u^p + d^p + s^p)^(1/p) small, by changing one client's at a time.
 
         a: the longest client alone, in so many micro-batches; u, d, s: seconds that uplink, downlink and server need
-        for all. A large p asks for the least of the four's largest, a small one for slack on the others too.
+        for all. A large p asks for the least of the four's largest, a small one for slack on the others too. While the
+        models come down nothing goes up, and the other way round, unless others are at their local steps: `apart`,
+        from 0 to 1, says how much of the models counts on the other direction too.
         """
         terms, chosen = (
-            self._terms(compression, parts),
+            self._terms(compression, parts, apart),
             [np.asarray(self.choices(k, compression)) for k in self._clients],
         )
         now, everyone = np.array(cuts), np.arange(len(cuts))
@@ -124,7 +126,7 @@ class Search:
                 break
         return tuple(int(cut) for cut in now)
 
-    def _terms(self, compression: str, parts: int) -> Array:
+    def _terms(self, compression: str, parts: int, apart: float) -> Array:
         """Seconds of a round, [clients, cuts, 4]: of the client alone, and of uplink, downlink and server for it."""
         server, steps = self._model.server, self._model.costs.steps
         up, down = bytes_per_second(server.uplink), bytes_per_second(server.downlink)
@@ -137,8 +139,8 @@ class Search:
                 ends = work.download / work.limit_down + work.upload / work.limit_up + 2 * work.latency
                 terms[k, cut] = (
                     steps[k] * step + ends,
-                    (steps[k] * work.bytes_up + work.upload) / up,
-                    (steps[k] * work.bytes_down + work.download) / down,
+                    (steps[k] * work.bytes_up + work.upload) / up + apart * work.download / down,
+                    (steps[k] * work.bytes_down + work.download) / down + apart * work.upload / up,
                     steps[k] * work.server,
                 )
         return np.asarray(terms / max(terms.max(), 1e-300))  # so that high powers stay finite
