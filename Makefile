@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint bench zoo
+.PHONY: help setup demo test lint bench zoo policies
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
@@ -34,3 +34,9 @@ bench: .venv/ready ## throughput against plain Lightning, and what splitting add
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.finding
 	$(BIN)/python -m benchmarks.scheduler --clients 10 1000 100000
+
+policies: .venv/ready ## every policy on 48 scenarios, the two clocks, the gain on the wall clock, a thousand clients (about 25 minutes)
+	$(BIN)/python -m benchmarks.suite
+	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.gain
+	$(BIN)/python -m benchmarks.thousand
