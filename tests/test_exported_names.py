@@ -16,8 +16,8 @@ import pytest
         ("lightning_edgesplit.splitting", "END Cut CutProfile Cuts default_folder find_cuts time_cuts"),
         (
             "lightning_edgesplit.scheduling",
-            "POLICIES ClientProfile Corrections Costs CutCost EdgeSplit Exact FedAvg Fixed InfeasibleError LatencyModel"
-            " Plan Policy ServerProfile Uniform load_clients make_policy simulate",
+            "POLICIES ClientProfile Corrections Costs CutCost EdgeSplit Exact FedAvg Fixed InfeasibleError Joint"
+            " LatencyModel Plan Policy ServerProfile Uniform load_clients make_policy simulate",
         ),
         (
             "lightning_edgesplit.monitoring",
