@@ -17,7 +17,7 @@ import pytest
         (
             "lightning_edgesplit.scheduling",
             "ASFL ASFLCode ASFLThresholds ByRound Channel ClientProfile Corrections Costs CutCost EPSL ESFL EdgeSplit"
-            " Exact FedAvg Fixed InfeasibleError LatencyModel Overlapped POLICIES Plan Policy PolicyLike RandomCuts"
+            " Exact FedAvg Fixed InfeasibleError Joint LatencyModel Overlapped POLICIES Plan Policy PolicyLike RandomCuts"
             " SequentialSplit ServerProfile Uniform for_round load_clients make_policy simulate with_fixed",
         ),
         (
