@@ -17,8 +17,8 @@ import pytest
         (
             "lightning_edgesplit.scheduling",
             "ASFL ASFLCode ASFLThresholds ByRound Channel ClientProfile Corrections Costs CutCost EPSL ESFL EdgeSplit"
-            " Exact FedAvg Fixed InfeasibleError Joint LatencyModel Overlapped POLICIES Plan Policy PolicyLike RandomCuts"
-            " SequentialSplit ServerProfile Uniform for_round load_clients make_policy simulate with_fixed",
+            " Exact FedAvg Fixed InfeasibleError Joint LatencyModel Overlapped POLICIES Plan Policy PolicyLike"
+            " RandomCuts SequentialSplit ServerProfile Uniform for_round load_clients make_policy simulate with_fixed",
         ),
         (
             "lightning_edgesplit.monitoring",
