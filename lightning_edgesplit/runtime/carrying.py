@@ -151,6 +151,7 @@ class CarryingServer(Server):
             position = {**position, "taken": 0}  # its next pass over the data begins anew
         self.send(client, Frame(Kind.RESTORE, held["tensors"], {"client": client, "position": position}))
         self._start_client(client, start)
+        self._begin_model(client, start)
         seat.bytes_before = seat.bytes_before[0] + carried, seat.bytes_before[1]
         self._told[link] = seat.trained
 

@@ -265,17 +265,22 @@ class Server:
 
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
-            self._start_client(client, start, begins_model=not self.kind.one or client == clients[0])
+            self._start_client(client, start)
+        for client in clients[:1] if self.kind.one else clients:  # while they compute
+            self._begin_model(client, start)
 
-    def _start_client(self, client: int, start: Start, begins_model: bool = True) -> None:
+    def _begin_model(self, client: int, start: Start) -> None:
+        """Makes a client's server-side model of the aggregate; its first arrival needs it."""
+        seat = self.seats[client]
+        client_side = set(seat.cut.client)
+        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+
+    def _start_client(self, client: int, start: Start) -> None:
         """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
         seat, about = self.seats[client], start.about
         order = seat.orders
         assert order is not None
-        client_side = set(order.cut.client)
         seat.returned, seat.bytes_after = [], None
-        if begins_model:
-            seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
         seat.bytes_before = seat.link.sent, seat.link.received
         state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state))
         seat.holds = order.cut.client
