@@ -9,6 +9,7 @@ from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
 from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.splitting import END
@@ -145,11 +146,16 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
     def add(phase: str, start: float, end: float, on_server: bool = False) -> None:
         spans.append(Span(client, on_server, phase, start - began, max(start, end) - began))
 
-    grants = iter(seat.grants)
+    grants, handed_out = iter(seat.grants), iter(seat.handed_out)
 
     def up(phase: str, left: float, arrived: float) -> None:
-        """On the uplink, after the wait for it where it is granted."""
-        grant = next(grants, None)
+        transfer(phase, left, arrived, next(grants, None))
+
+    def down(phase: str, left: float, arrived: float) -> None:
+        transfer(phase, left, arrived, next(handed_out, None))
+
+    def transfer(phase: str, left: float, arrived: float, grant: Transfer | None) -> None:
+        """On a link, after the wait for it where it is granted."""
         begun = left if grant is None or grant.begun is None else min(max(left, grant.begun), arrived)
         if begun > left:
             add("grant", left, begun)
@@ -160,10 +166,10 @@ def _spans(client: int, seat: Seat, letter: Letter, began: float) -> list[Span]:
         up("uplink", left, service.arrived)
         add("wait", service.arrived, service.begun)
         add("server", service.begun, service.sent)
-        add("downlink", service.sent, here)
+        down("downlink", service.sent, here)
         add("server", service.begun, service.done, on_server=True)
 
-    add("download", seat.began, times["downloaded"] + off)
+    down("download", seat.began, times["downloaded"] + off)
     for service, (begin, forward, _, returned, head, _, gradient, resumed, backward) in pairs:
         add("forward", begin + off, forward + off)
         if service.first is not None:

@@ -113,6 +113,7 @@ class Seat:
         self.services: list[Service] = []
         self.lost = self.norm = 0.0  # of compressed gradients, squared
         self.grants: list[Transfer] = []  # of what it has sent in this round, in that order
+        self.handed_out: list[Transfer] = []  # of what was sent to it
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client

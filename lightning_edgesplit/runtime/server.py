@@ -196,13 +196,15 @@ class Server:
         if self.arbiter is None or self.arbitration is None:
             self.send(client, frame)
             return
-        link = self.seats[client].link
+        seat = self.seats[client]
+        link = seat.link
 
         def go(transfer: Transfer) -> None:
+            seat.handed_out.append(transfer)
             with suppress(ClientLostError):  # as in a grant
                 link.send(frame)
 
-        steps = self.seats[client].steps_ahead + (phase == "downlink")
+        steps = seat.steps_ahead + (phase == "downlink")
         self.arbiter.ask(client, DOWN, size_of(frame), self.arbitration.urgency(client, phase, steps), go)
 
     def _more_urgent(self, letter: Letter) -> float:
@@ -235,7 +237,7 @@ class Server:
         self._first = self._more_urgent if longest_first and arbitration is not None else None
         self.began, self.rules = time.monotonic(), dict(rules)
         for seat, order in zip(self.seats, orders, strict=True):
-            seat.services, seat.began, seat.grants = [], self.began, []
+            seat.services, seat.began, seat.grants, seat.handed_out = [], self.began, [], []
             seat.lost = seat.norm = 0.0
             if order.steps:
                 if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
