@@ -113,8 +113,8 @@ def test_batch_statistics_are_those_of_a_micro_batch():
 
 
 def test_micro_batches_overlap_on_the_wall_clock_and_no_waiting_counts_as_computing():
-    profiles = [ClientProfile("one", flops=2e5, uplink=4e5, downlink=4e5)]
-    server = ServerProfile(flops=1e9, uplink=4e5, downlink=4e5)
+    profiles = [ClientProfile("one", flops=2e5)]  # 77 ms forward, 154 ms backward; half a second on each way
+    server = ServerProfile(flops=1e9, uplink=4e4, downlink=4e4)
     rounds = {}
     for parts in (1, 2):
         torch.manual_seed(1)
@@ -124,8 +124,9 @@ def test_micro_batches_overlap_on_the_wall_clock_and_no_waiting_counts_as_comput
         )  # fmt: skip
         rounds[parts] = strategy.rounds[0]
     one, two = (rounds[parts].clients[0] for parts in (1, 2))
-    assert two.seconds["forward"] == pytest.approx(one.seconds["forward"], rel=0.2)
-    assert two.seconds["backward"] < 1.3 * one.seconds["backward"]
+    for client in (one, two):
+        assert 0.99 * 40 * 2 * 12 * 16 / 2e5 <= client.seconds["forward"] < 0.5 * client.seconds["uplink"]
+        assert client.seconds["backward"] < 0.7 * client.seconds["uplink"]
     forwards = [span for span in rounds[2].spans if span.phase == "forward"]
     uplinks = [span for span in rounds[2].spans if span.phase == "uplink"]
     assert len(forwards) == len(uplinks) == 2
