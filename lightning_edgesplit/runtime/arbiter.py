@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from lightning_edgesplit.scheduling.latency import Work
 from lightning_edgesplit.scheduling.links import SharedLink, Transfer
+from lightning_edgesplit.scheduling.work import Work
 
 UP, DOWN = 0, 1
 """Ways: towards the server, and from it."""

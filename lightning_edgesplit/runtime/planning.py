@@ -26,11 +26,11 @@ from lightning_edgesplit.scheduling import (
     simulate,
     with_fixed,
 )
-from lightning_edgesplit.scheduling.latency import Work
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
+from lightning_edgesplit.scheduling.work import Work
 from lightning_edgesplit.splitting import END, Cut, CutProfile, Cuts
 
 _FRAME = 48 + 2 * 80 + 250

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_edgesplit.scheduling.costs import END
-from lightning_edgesplit.scheduling.latency import LatencyModel, Work
+from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.scheduling.work import Work
 
 
 def lower_bound(model: LatencyModel, plan: Plan) -> float:
@@ -70,12 +71,6 @@ class _Resource:
         return self.before + self.use + self.after if self.use else 0.0
 
 
-def alone(work: Work) -> float:
-    """Seconds of a local step of a client that has links and server for itself, in one batch."""
-    up, down = work.bytes_up / work.limit_up, work.bytes_down / work.limit_down
-    return work.forward + up + work.server + down + work.backward + 2 * work.step_latency
-
-
 def alone_in_parts(work: Work, parts: int, batch: int) -> float:
     """Seconds that a local step in so many micro-batches takes at least, with links and server for itself.
 
@@ -83,7 +78,7 @@ def alone_in_parts(work: Work, parts: int, batch: int) -> float:
     before, and behind the last those behind. All forward passes come before the first backward pass.
     """
     if parts == 1:
-        return alone(work)
+        return work.alone
     up = (work.bytes_up - work.step_up) / work.limit_up, work.step_up / work.limit_up
     down = (work.bytes_down - work.step_down) / work.limit_down, work.step_down / work.limit_down
     stages = [(work.forward, 0.0), up, (work.server, 0.0), down, (work.backward, 0.0)]  # of a batch, of every message

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from lightning_edgesplit.scheduling.bound import alone, lower_bound
+from lightning_edgesplit.scheduling.bound import lower_bound
 from lightning_edgesplit.scheduling.costs import END
 from lightning_edgesplit.scheduling.errors import InfeasibleError
-from lightning_edgesplit.scheduling.latency import LatencyModel, Work
+from lightning_edgesplit.scheduling.latency import LatencyModel
 from lightning_edgesplit.scheduling.links import INFINITE, SharedLink, Transfer, bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.trace import Conditions, Trace
+from lightning_edgesplit.scheduling.work import Work
 
 __all__ = ["Bar", "SimulatedRound", "lower_bound", "simulate", "simulated_seconds"]
 
@@ -103,7 +104,6 @@ class _Client:
     work: Work
     split: bool
     samples: list[int]
-    alone: float  # seconds of a local step if it had everything for itself
     step: int = 0
     free: float = 0.0  # when its processor is
     forwards: int = 0  # forward passes done in this step
@@ -165,7 +165,7 @@ class _Round:
             work = works[k] if works is not None else model.work(k, numbers[plan.cuts[k]], plan.compression)
             parts = plan.micro_batches[k] if plan.micro_batches else 1
             samples = _divide(model.costs.batch[k], parts if plan.cuts[k] != END else 1)
-            self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples, alone(work))
+            self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples)
         self._open = set(taking)
         # nothing is averaged where clients take turns, and only their sides where the server's is one
         averaged = {"per_client": taking, "shared": taking, "sequential": []}[plan.server_model]
@@ -320,18 +320,17 @@ class _Round:
 
     def _tail(self, client: _Client, done: float) -> float:
         """Seconds to the round's end of a client that had everything for itself, so many of this step being over."""
-        steps = self._steps[client.number] - client.step
-        return steps * client.alone - done + client.work.upload / client.work.limit_up + client.work.latency
+        return client.work.tail(self._steps[client.number] - client.step, done)
 
     def _download(self, client: _Client, now: float) -> None:
-        urgency = self._tail(client, 0.0) + client.work.download / client.work.limit_down + client.work.latency
+        urgency = self._tail(client, 0.0) + client.work.download_alone
         size = client.work.download
         self._send(client, 1, "download", size, urgency, client.work.latency, now, lambda t: self._step(client, t))
 
     def _step(self, client: _Client, now: float) -> None:
         """The start of a local step; after the last one, the upload."""
         if client.step == self._steps[client.number]:
-            urgency = client.work.upload / client.work.limit_up + client.work.latency
+            urgency = client.work.upload_alone
             size = client.work.upload
             self._send(client, 0, "upload", size, urgency, client.work.latency, now, lambda t: self._end(client, t))
             return
@@ -411,7 +410,7 @@ class _Round:
             self._own_free[part.client] = begin + own
             self._serve(part, begin, begin + own)
             return
-        tail = self._tail(client, client.work.forward + client.work.bytes_up / client.work.limit_up)
+        tail = self._tail(client, client.work.until_server)
         key: tuple[float, ...] = {
             "arrival": (now, part.client, part.index),
             "longest_first": (-tail, now, part.client, part.index),
@@ -444,7 +443,7 @@ class _Round:
         self._bar(part.client, "server", begin, end, on_server=True)
         self._busy += end - begin
         size = fraction * (work.bytes_down - work.step_down) + work.step_down
-        urgency = self._tail(client, work.forward + work.bytes_up / work.limit_up + work.server)
+        urgency = self._tail(client, work.until_server + work.server)
         latency = work.step_latency
 
         def answer(now: float) -> None:

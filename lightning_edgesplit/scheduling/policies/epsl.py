@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import Costs
-from lightning_edgesplit.scheduling.latency import LatencyModel, Work, rate
+from lightning_edgesplit.scheduling.latency import LatencyModel, rate
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.policies.base import check, cuts_for_all, equal_shares, plan_of, simulated
 from lightning_edgesplit.scheduling.policies.channel import Channel, least_power, poured, shannon
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
+from lightning_edgesplit.scheduling.work import Work
 
 Array = NDArray[np.float64]
 _BITS = 8  # per byte

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_edgesplit.scheduling.bound import alone_in_parts
-from lightning_edgesplit.scheduling.latency import LatencyModel, Work, rate
+from lightning_edgesplit.scheduling.latency import LatencyModel, rate
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.policies.base import bisect
 from lightning_edgesplit.scheduling.simulate import simulate, simulated_seconds
+from lightning_edgesplit.scheduling.work import Work
 
 Array = NDArray[np.float64]
 
