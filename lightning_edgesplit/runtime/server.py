@@ -15,16 +15,16 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
-from lightning_edgesplit.runtime.arbiter import DOWN, UP, Arbiter, Arbitration
+from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.compression import compressed, restored
+from lightning_edgesplit.runtime.grants import Grants
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join
 from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link, size_of
-from lightning_edgesplit.scheduling.links import Transfer
+from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.sides import Sides
@@ -98,8 +98,7 @@ class Server:
         self.kind, self._seed = kind, seed
         self.links = list(links)
         self.seats = self._take_seats(names)
-        self.arbiter: Arbiter | None = None
-        self.arbitration: Arbitration | None = None
+        self.grants = Grants(self.seats)
         self.inbox = self._open_inbox(names)
         self.began = 0.0
         self.taking_part: list[Seat] = []
@@ -122,7 +121,7 @@ class Server:
         return [Seat(name, link, shared) for name, link in zip(names, self.links, strict=True)]
 
     def _open_inbox(self, names: Sequence[str]) -> Inbox:
-        return Inbox(self.links, names, {Kind.ASK: self._ask_for})
+        return Inbox(self.links, names, {Kind.ASK: self.grants.ask_for})
 
     def _hear_greetings(self) -> list[dict[str, Any]]:
         return [self.inbox.next(Kind.HELLO, link=k).frame.about for k in range(len(self.links))]
@@ -138,7 +137,7 @@ class Server:
     def abandon(self) -> None:
         """Ends the signs of life after a failure, and lets clients that still listen end as well."""
         self._ended.set()
-        self._arbitrate(None)
+        self.grants.begin(None)
         for link in self.links:
             with suppress(ClientLostError):  # the run ends for another reason, which is already on its way to the user
                 link.send(Frame(Kind.STOP))
@@ -169,48 +168,10 @@ class Server:
     def _link_of(self, client: int) -> int:
         return client
 
-    # ---- links that are scheduled ------------------------------------------------------------------------------------
-
-    def _arbitrate(self, arbitration: Arbitration | None) -> None:
-        """From now on the links are shared like this; None: nobody is asked."""
-        if self.arbiter is not None:
-            self.arbiter.close()
-        self.arbitration = arbitration
-        self.arbiter = None if arbitration is None else arbitration.open()
-
-    def _ask_for(self, client: int, frame: Frame) -> None:
-        """A client wants to send, and waits for its grant. Called by the thread that receives from it."""
-
-        def grant(transfer: Transfer) -> None:
-            seat.grants.append(transfer)
-            with suppress(ClientLostError):  # the thread that receives from it has the same news, and reports it
-                seat.link.send(Frame(Kind.GRANT))
-
-        seat, arbiter, arbitration = self.seats[client], self.arbiter, self.arbitration
-        if arbiter is not None and arbitration is not None:
-            urgency = arbitration.urgency(client, frame.about["phase"], seat.steps_ahead)
-            arbiter.ask(client, UP, frame.about["size"], urgency, grant)
-
     def hand_out(self, client: int, frame: Frame, phase: str = "downlink") -> None:
-        """Sends what takes time on an emulated link: at once, or when the arbiter says so."""
-        if self.arbiter is None or self.arbitration is None:
+        """Sends what takes time on an emulated link: at once, or when it is its turn on a link that is scheduled."""
+        if not self.grants.send(client, frame, phase):
             self.send(client, frame)
-            return
-        seat = self.seats[client]
-        link = seat.link
-
-        def go(transfer: Transfer) -> None:
-            seat.handed_out.append(transfer)
-            with suppress(ClientLostError):  # as in a grant
-                link.send(frame)
-
-        steps = seat.steps_ahead + (phase == "downlink")
-        self.arbiter.ask(client, DOWN, size_of(frame), self.arbitration.urgency(client, phase, steps), go)
-
-    def _more_urgent(self, letter: Letter) -> float:
-        """Orders arrivals where the server serves first who has the longest way to go."""
-        assert self.arbitration is not None
-        return -self.arbitration.urgency(letter.link, "server", self.seats[letter.link].steps_ahead)
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
@@ -233,8 +194,8 @@ class Server:
             longest_first: Whether who has the longest way to go is served first, where no order is fixed.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
-        self._arbitrate(arbitration)
-        self._first = self._more_urgent if longest_first and arbitration is not None else None
+        self.grants.begin(arbitration)
+        self._first = self.grants.most_urgent_first if longest_first and arbitration is not None else None
         self.began, self.rules = time.monotonic(), dict(rules)
         for seat, order in zip(self.seats, orders, strict=True):
             seat.services, seat.began, seat.grants, seat.handed_out = [], self.began, [], []
@@ -294,7 +255,7 @@ class Server:
             "new_epoch": new_epoch, "stream": len(self.seats) == 1,
             "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
             "fresh_state": start.fresh_state is not None, "trained": news,
-            "arbited": self.arbiter is not None, "paced": self.paced, "groups": seat.groups,
+            "arbited": self.grants.needed, "paced": self.paced, "groups": seat.groups,
             "batches": self.greetings[client]["batches"], "parts": seat.parts, "compression": order.compression,
             **self.rules,
         }  # fmt: skip
@@ -618,7 +579,7 @@ class Server:
         Raises:
             ClientFailedError: If a client failed instead.
         """
-        self._arbitrate(None)
+        self.grants.begin(None)
         for link in range(len(self.links)):
             self._send(link, Frame(Kind.STOP))
         for _ in self.links:
