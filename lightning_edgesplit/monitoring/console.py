@@ -58,10 +58,29 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
     if len(shown) < len(names):
         whole.add_row(Text(f"and {len(names) - len(shown)} more, which are faster or take no part", style="dim"))
     whole.add_row(Text("* slowest client: the round takes as long as it does", style="dim"))
+    if ways := _ways(plan):
+        whole.add_row(Text(ways, style="dim"))
     if comparisons:
         whole.add_row()
         whole.add_row(_comparison_table(plan, comparisons))
     return whole
+
+
+def _ways(plan: Plan) -> str:
+    """What the plan says beside cuts and shares, in words; nothing where that is as usual."""
+    said = []
+    if plan.disciplines != ("static", "static"):
+        up, down = (discipline.replace("_", " ") for discipline in plan.disciplines)
+        said.append(f"links scheduled: up {up}, down {down}; a share is what a client has at most")
+    if plan.order != "arrival":
+        said.append(f"the server serves {plan.order.replace('_', ' ')}")
+    if max(plan.micro_batches, default=1) > 1:
+        said.append(f"micro-batches: {min(plan.micro_batches)} to {max(plan.micro_batches)}")
+    if plan.compression != "none":
+        said.append(f"smashed data and gradients as {plan.compression}")
+    if plan.server_model != "per_client":
+        said.append(f"server-side model: {plan.server_model}")
+    return "\n".join(said)
 
 
 def _comparison_table(plan: Plan, comparisons: Mapping[str, float]) -> Table:

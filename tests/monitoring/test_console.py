@@ -81,3 +81,15 @@ def test_a_round_in_a_line_compares_it_with_the_prediction():
     report = replace(sample_report(), seconds=12.0, predicted=10.0)
     assert round_line(report).startswith("round 3 (edgesplit): 12.0 s, predicted 10.0 s (+20 %)")
     assert f"slowest {report.slowest.name}" in round_line(report)
+
+
+def test_a_plan_says_how_links_server_and_batches_are_used_where_that_is_unusual():
+    usual, names = sample_plan(), NAMES
+    assert "scheduled" not in printed(print_plan, usual, names)
+    parts = (1, *[4] * (len(names) - 1))
+    other = replace(
+        usual, disciplines=("longest_first", "fair"), order="longest_first", micro_batches=parts, compression="int8"
+    )
+    text = printed(print_plan, other, names)
+    for words in ("up longest first, down fair", "server serves longest first", "micro-batches: 1 to 4", "as int8"):
+        assert words in text
