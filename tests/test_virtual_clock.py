@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from small import Deterministic, fit, vectors
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.scheduling import ClientProfile, InfeasibleError, ServerProfile
+from lightning_edgesplit.runtime.report import Span, counted_once
+from lightning_edgesplit.scheduling import ClientProfile, Fixed, InfeasibleError, ServerProfile
 
 NEAR = ClientProfile("near", flops=1e9, uplink=8e6, downlink=16e6)
 FAR = ClientProfile("far", flops=1e8, uplink=4e6, downlink=8e6, latency=0.01)
@@ -132,8 +134,6 @@ class LeavingOut:
     name = "leaving-out"
 
     def plan(self, costs, clients, server, corrections=None):
-        from dataclasses import replace
-
         from lightning_edgesplit.scheduling import Uniform
 
         plan = Uniform().plan(costs, clients, server, corrections)
@@ -151,8 +151,6 @@ def test_links_under_another_discipline_change_times_and_nothing_else():
         name = "longest-first"
 
         def plan(self, costs, clients, server, corrections=None):
-            from dataclasses import replace
-
             plan = super().plan(costs, clients, server, corrections)
             return replace(
                 plan, left_out=(), shares=(1.0, 1.0), disciplines=("longest_first",) * 2, order="longest_first"
@@ -160,8 +158,6 @@ def test_links_under_another_discipline_change_times_and_nothing_else():
 
     class Divided(LeavingOut):
         def plan(self, costs, clients, server, corrections=None):
-            from dataclasses import replace
-
             return replace(super().plan(costs, clients, server, corrections), left_out=())
 
     start = Deterministic()
@@ -170,3 +166,26 @@ def test_links_under_another_discipline_change_times_and_nothing_else():
     )
     assert scheduled.rounds[0].seconds < divided.rounds[0].seconds
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_where_phases_overlap_each_moment_is_counted_once():
+    spans = [
+        Span(0, False, "forward", 0.0, 2.0),
+        Span(0, False, "uplink", 1.0, 4.0),  # its first second beside the forward pass
+        Span(0, False, "grant", 3.0, 6.0),
+        Span(0, False, "backward", 8.0, 9.0),  # after two seconds of nothing
+    ]
+    assert counted_once(spans) == {"forward": 2.0, "uplink": 2.0, "grant": 2.0, "backward": 1.0}
+
+    class Overlapping(LeavingOut):
+        def plan(self, costs, clients, server, corrections=None):
+            plan = Fixed(("net.0",) * len(clients)).plan(costs, clients, server, corrections)
+            return replace(plan, micro_batches=(4,) * len(clients))
+
+    _, strategy = run(policy=Overlapping(), cuts=None)
+    for client in strategy.rounds[0].clients:
+        assert sum(client.seconds.values()) > client.round_time
+        assert sum(client.once.values()) <= client.round_time * (1 + 1e-9)
+        assert client.once["forward"] == pytest.approx(client.seconds["forward"])
+    _, plain = run()
+    assert plain.rounds[0].clients[0].once == {}

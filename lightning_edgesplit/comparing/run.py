@@ -212,6 +212,7 @@ def _client(client: ClientReport, before: float, others: float) -> dict[str, Any
         "steps": client.steps,
         "samples": client.samples,
         "seconds": client.seconds,
+        "once": client.once,
         "idle": client.idle + others,
         "bytes_up": client.bytes_up,
         "bytes_down": client.bytes_down,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_edgesplit.runtime.inbox import Letter
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span, counted_once
 from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.links import Transfer
@@ -69,6 +69,7 @@ def report_of(
                 round_time=took,
                 predicted=predicted[k],
                 overrun=letter.frame.about["overrun"],
+                once=_once([span for span in own if not span.on_server], took),
                 smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
                 gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
             )
@@ -91,6 +92,12 @@ def report_of(
     )
 
 
+def _once(spans: Sequence[Span], round_time: float) -> dict[str, float]:
+    """`ClientReport.once` of a client's own spans."""
+    overlap = sum(span.end - span.start for span in spans) > (1 + 1e-6) * round_time
+    return counted_once(spans) if overlap else {}
+
+
 def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> RoundReport:
     """The same round on the virtual clock: its times are the simulated ones, bytes and samples are what they were.
 
@@ -99,17 +106,22 @@ def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> Ro
         simulated: The round in virtual time.
         began: When it began on the virtual clock, seconds since the run's first round did.
     """
+    spans = [Span(bar.client, bar.on_server, bar.phase, bar.start, bar.end) for bar in simulated.bars]
+    own: dict[int, list[Span]] = {client.client: [] for client in report.clients}
+    for span in spans:
+        if not span.on_server:
+            own[span.client].append(span)
     clients = tuple(
         replace(
             client,
             seconds=dict(simulated.seconds[client.client]),
+            once=_once(own[client.client], simulated.ends[client.client]),
             idle=simulated.idle(client.client),
             round_time=simulated.ends[client.client],
             overrun=0.0,
         )
         for client in report.clients
     )
-    spans = [Span(bar.client, bar.on_server, bar.phase, bar.start, bar.end) for bar in simulated.bars]
     last = max(simulated.ends)
     spans.append(Span(report.clients[0].client, True, "aggregation", last, simulated.round_time))
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 PHASES = (
@@ -56,7 +57,9 @@ class ClientReport:
         downlink: Its rate from the server, bit/s; None: not limited.
         steps: Local steps that it took.
         samples: Samples that it trained on.
-        seconds: Seconds by phase (keys from `PHASES`).
+        seconds: Seconds by phase (keys from `PHASES`); with micro-batches phases overlap.
+        once: The same with each moment counted once, for what comes first of computing, sending and waiting; they add
+            up to `round_time` at most. Empty where no phases overlap: then they are `seconds`.
         idle: Seconds in which it neither computed nor sent nor received, as if all had begun their round at once.
         bytes_up: Bytes that it sent, as they were on the wire.
         bytes_down: Bytes that it received.
@@ -82,8 +85,32 @@ class ClientReport:
     round_time: float
     predicted: float
     overrun: float = 0.0
+    once: dict[str, float] = field(default_factory=dict)
     smashed_error: float | None = None
     gradient_error: float | None = None
+
+
+_FIRST = ("forward", "backward", "head", "uplink", "downlink", "download", "upload", "server", "wait", "grant")
+"""What a moment counts for, where several phases of a client are under way."""
+
+
+def counted_once(spans: Iterable[Span]) -> dict[str, float]:
+    """Seconds by phase of one client's spans, each moment counted for the phase that comes first in `_FIRST`."""
+    edges = sorted(
+        (time, begins, _FIRST.index(span.phase))
+        for span in spans
+        if span.phase in _FIRST
+        for time, begins in ((span.start, 1), (span.end, -1))
+    )
+    under_way, seconds = [0] * len(_FIRST), [0.0] * len(_FIRST)
+    before = 0.0
+    for time, begins, phase in edges:
+        first = next((place for place, count in enumerate(under_way) if count), None)
+        if first is not None:
+            seconds[first] += time - before
+        before = time
+        under_way[phase] += begins
+    return {phase: spent for phase, spent in zip(_FIRST, seconds, strict=True) if spent}
 
 
 @dataclass(frozen=True)

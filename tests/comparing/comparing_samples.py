@@ -108,7 +108,7 @@ def record(system: str = "a", seed: int = 0, seconds: float = 10.0, scenario: st
         phases = {"forward": 1.0 + k, "uplink": 2.0, "wait": 0.5, "server": 0.5, "backward": 2.0}
         return {
             "client": k, "name": f"c{k}", "cut": "deep" if k else "shallow", "share": 0.5, "steps": 3, "samples": 24,
-            "seconds": phases, "idle": 4.0 - k, "bytes_up": 100, "bytes_down": 60, "round_time": 6.0 + k,
+            "seconds": phases, "once": {}, "idle": 4.0 - k, "bytes_up": 100, "bytes_down": 60, "round_time": 6.0 + k,
         }  # fmt: skip
 
     rounds = [

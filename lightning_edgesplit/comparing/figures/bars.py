@@ -42,7 +42,7 @@ def _phases(result: Result) -> dict[str, float]:
     rounds = result.record["rounds"]
     for one in rounds:
         straggler = max(one["clients"], key=lambda client: client["round_time"])
-        own = {**straggler["seconds"], "aggregation": one["aggregation_seconds"]}
+        own = {**(straggler["once"] or straggler["seconds"]), "aggregation": one["aggregation_seconds"]}
         # where clients take turns, the last one's round begins with the others'
         own[_OTHERS] = max(0.0, one["seconds"] - sum(own.values()))
         for phase, seconds in own.items():
