@@ -35,7 +35,7 @@ from lightning_edgesplit.scheduling import (
     load_clients,
     simulate,
 )
-from lightning_edgesplit.scheduling.simulate import lower_bound
+from lightning_edgesplit.scheduling.bound import lower_bound
 
 FOLDER = Path(__file__).parents[1] / "configs" / "suite"
 RELAXED = "joint+"

@@ -10,8 +10,9 @@ import torch
 from small import Deterministic, fit, vectors
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.runtime.report import Span, counted_once
+from lightning_edgesplit.runtime.report import counted_once
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, InfeasibleError, ServerProfile
+from lightning_edgesplit.scheduling.simulate import Span
 
 NEAR = ClientProfile("near", flops=1e9, uplink=8e6, downlink=16e6)
 FAR = ClientProfile("far", flops=1e8, uplink=4e6, downlink=8e6, latency=0.01)

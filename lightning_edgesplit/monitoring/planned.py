@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport
 from lightning_edgesplit.scheduling.costs import Costs
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
@@ -42,9 +42,6 @@ def planned_report(plan: Plan, simulated: SimulatedRound, costs: Costs, names: S
                 predicted=float("nan"),  # it is the prediction
             )
         )
-    last = max(simulated.ends)
-    spans = [Span(bar.client, bar.on_server, bar.phase, bar.start, bar.end) for bar in simulated.bars]
-    spans.append(Span(clients[0].client, True, "aggregation", last, simulated.round_time))
     return RoundReport(
         index=0,
         epoch=0,
@@ -54,5 +51,5 @@ def planned_report(plan: Plan, simulated: SimulatedRound, costs: Costs, names: S
         predicted=float("nan"),
         server_seconds=simulated.server_seconds,
         aggregation_seconds=simulated.aggregation,
-        spans=tuple(spans),
+        spans=simulated.timeline(clients[0].client),
     )

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from lightning_edgesplit.monitoring.units import percent, seconds
 from lightning_edgesplit.runtime.report import PHASES, RoundReport
+from lightning_edgesplit.scheduling.simulate import WAITING
 
 COLOURS = {
     "download": "#E6BFD5",
@@ -46,7 +47,7 @@ LABELS = {
 }
 """What the legend calls a phase, where the phase alone does not say it."""
 
-PASSIVE = ("grant", "wait", "server", "aggregation")
+PASSIVE = (*WAITING, "aggregation")
 """Phases in which the client itself rests: thin bars in its row."""
 
 STYLE: Any = {

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_edgesplit.runtime.inbox import Letter
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span, counted_once
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport, counted_once
 from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.simulate import SimulatedRound
+from lightning_edgesplit.scheduling.simulate import SimulatedRound, Span
 from lightning_edgesplit.splitting import END
 
 
@@ -106,9 +106,8 @@ def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> Ro
         simulated: The round in virtual time.
         began: When it began on the virtual clock, seconds since the run's first round did.
     """
-    spans = [Span(bar.client, bar.on_server, bar.phase, bar.start, bar.end) for bar in simulated.bars]
     own: dict[int, list[Span]] = {client.client: [] for client in report.clients}
-    for span in spans:
+    for span in simulated.bars:
         if not span.on_server:
             own[span.client].append(span)
     clients = tuple(
@@ -122,8 +121,6 @@ def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> Ro
         )
         for client in report.clients
     )
-    last = max(simulated.ends)
-    spans.append(Span(report.clients[0].client, True, "aggregation", last, simulated.round_time))
     return replace(
         report,
         clients=clients,
@@ -131,7 +128,7 @@ def emulated(report: RoundReport, simulated: SimulatedRound, began: float) -> Ro
         server_seconds=simulated.server_seconds,
         aggregation_seconds=simulated.aggregation,
         elapsed=began + simulated.round_time,
-        spans=tuple(spans),
+        spans=simulated.timeline(report.clients[0].client),
     )
 
 

@@ -302,13 +302,12 @@ class Planner:
         model = self._model(steps, [client.client for client in report.clients], corrected=False)
         predicted: list[dict[str, float]] = [{} for _ in self.clients]
         measured: list[dict[str, float]] = [{} for _ in self.clients]
+        # whether what a transfer takes depends on no other
+        alone = plan.disciplines == ("static", "static") and not plan.micro_batches
         for place, client in enumerate(report.clients):
             t = model.times(place, model.names.index(client.cut), client.share)
             count, real = client.steps, client.seconds
             split = count if client.cut != END else 0
-            alone = (
-                plan.disciplines == ("static", "static") and not plan.micro_batches
-            )  # what a transfer takes is its own
             predicted[client.client] = {
                 "compute": count * (t.forward + t.backward),
                 "uplink": split * t.uplink + t.upload,

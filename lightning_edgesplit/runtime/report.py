@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from lightning_edgesplit.scheduling.simulate import Span
+
 PHASES = (
     "download",
     "forward",
@@ -23,25 +25,6 @@ grant (waiting for a link that is scheduled instead of divided), uplink, wait (i
 gradient leaves), downlink and backward, then the upload of its client-side model and the wait for the aggregation.
 Where a client runs the last layers too, "head" is these and the loss, forward and backward, between two ways to the
 server and back."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """One bar of the timeline.
-
-    Attributes:
-        client: Index of the client that it belongs to.
-        on_server: True for work on the server (phases "server" and "aggregation").
-        phase: One of `PHASES`.
-        start: Seconds since the round began.
-        end: Seconds since the round began.
-    """
-
-    client: int
-    on_server: bool
-    phase: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from lightning_edgesplit.scheduling.links import bytes_per_second
+
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
 
@@ -67,7 +69,7 @@ class TokenBucket:
     """
 
     def __init__(self, rate: float | None, latency: float = 0.0, burst: float = 0.0) -> None:
-        self._rate = None if rate is None else rate / 8  # bytes/s
+        self._rate = None if rate is None else bytes_per_second(rate)
         self._latency, self._burst = latency, burst
         self._tokens, self._at = burst, float("-inf")
 

@@ -9,7 +9,7 @@ abstract and opening; see `policies.edgesplit`):
 and its round  H·T_k + W(l)/d_k + W(l)/u_k, where W is the client-side model. Fc, Bc, Fs are FLOP per sample; S, G bytes
 per sample; W bytes; C_k, f_k FLOP/s. u_k = min(φ_k·B_up, cap_k), and d_k alike: one share φ_k for both directions. What
 is ours: the cap by the client's own rate, the latency of a message, and that the server's compute is shared equally,
-f_k = F/N. Links are given in bit/s; `_BITS` is where they become bytes.
+f_k = F/N. Links are given in bit/s; `links.BITS` is where they become bytes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import END, Costs, CutCost
 from lightning_edgesplit.scheduling.errors import InfeasibleError
-from lightning_edgesplit.scheduling.links import bytes_per_second
+from lightning_edgesplit.scheduling.links import BITS, bytes_per_second
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 from lightning_edgesplit.scheduling.work import Work
 
-_BITS = 8  # per byte
 _BYTES_PER_WEIGHT = 4
 _LONGEST = 1e100  # 1/φ without a share: still finite, so that nothing to send times no rate is 0 and not NaN
 Array = NDArray[np.float64]
@@ -294,7 +293,7 @@ class LatencyModel:
         fixed[~self._fitting] = np.inf
         links = []
         for size, link, own in ((up, server.uplink, profiles.uplink), (down, server.downlink, profiles.downlink)):
-            size *= 0.0 if link is None else _BITS / link
+            size *= 0.0 if link is None else BITS / link
             links.append(np.zeros(len(self.clients)) if link is None else link / own)
         return RoundTerms(fixed, up, down, *links)
 
@@ -311,10 +310,10 @@ class LatencyModel:
         weights = self._column("weights")
         if self.server.uplink is None:
             up = steps * (batch * self._column("smashed") + self._column("step_up")) + weights
-            fixed += np.asarray(fix.uplink) * up * (_BITS / self._profiles.uplink)
+            fixed += np.asarray(fix.uplink) * up * (BITS / self._profiles.uplink)
         if self.server.downlink is None:
             down = steps * (batch * self._column("gradient") + self._column("step_down")) + weights
-            fixed += np.asarray(fix.downlink) * down * (_BITS / self._profiles.downlink)
+            fixed += np.asarray(fix.downlink) * down * (BITS / self._profiles.downlink)
         return np.asarray(fixed)
 
     @cached_property
@@ -412,7 +411,7 @@ def rate(share: float, link: float | None, own: float | None) -> float | None:
 
 def _seconds_per_byte(share: float, link: float | None, own: float | None) -> float:
     bits = rate(share, link, own)
-    return 0.0 if bits is None else _BITS / bits if bits > 0 else float("inf")
+    return 0.0 if bits is None else BITS / bits if bits > 0 else float("inf")
 
 
 def _ratio(part: Array, left: Array) -> Array:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from lightning_edgesplit.scheduling.bound import lower_bound
 from lightning_edgesplit.scheduling.costs import END
 from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.latency import LatencyModel
@@ -27,15 +26,21 @@ from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.trace import Conditions, Trace
 from lightning_edgesplit.scheduling.work import Work
 
-__all__ = ["Bar", "SimulatedRound", "lower_bound", "simulate", "simulated_seconds"]
-
 _HAPPENS, _DECIDES = 0, 1
 """Kinds of events: at one moment, all that happens comes before the server decides whom to serve."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A stretch of simulated time: who (`client`), where (`on_server`), what (`phase`), from `start` to `end` (s)."""
+class Span:
+    """A stretch of time of a round, simulated or measured: one bar of its timeline.
+
+    Attributes:
+        client: Number of the client that it belongs to.
+        on_server: True for work on the server (phases "server" and "aggregation").
+        phase: One of `lightning_edgesplit.runtime.report.PHASES`.
+        start: Seconds since the round began.
+        end: Seconds since the round began.
+    """
 
     client: int
     on_server: bool
@@ -61,12 +66,16 @@ class SimulatedRound:
     seconds: tuple[dict[str, float], ...]
     server_seconds: float
     aggregation: float
-    bars: tuple[Bar, ...]
+    bars: tuple[Span, ...]
 
     @property
     def round_time(self) -> float:
         """Seconds until the slowest client is done and the models are aggregated."""
         return max(self.ends) + self.aggregation
+
+    def timeline(self, first: int) -> tuple[Span, ...]:
+        """All stretches of time, then the aggregation, which counts as the client's with the number `first`."""
+        return (*self.bars, Span(first, True, "aggregation", max(self.ends), self.round_time))
 
     def idle(self, client: int) -> float:
         """Seconds of the round in which a client neither computes nor sends nor receives."""
@@ -189,7 +198,7 @@ class _Round:
         self._own_free: dict[int, float] = defaultdict(float)
         self._turns = self._order_of_turns()
         self._together: dict[int, list[_Part]] = defaultdict(list)  # arrivals of a local step, at a shared server model
-        self._bars: list[Bar] = []
+        self._bars: list[Span] = []
         self._ends = [0.0] * len(self._names)
         self._busy = 0.0
 
@@ -228,7 +237,7 @@ class _Round:
 
     def _bar(self, client: int, phase: str, start: float, end: float, on_server: bool = False) -> None:
         if self._record and (end > start or on_server):
-            self._bars.append(Bar(client, on_server, phase, start, end))
+            self._bars.append(Span(client, on_server, phase, start, end))
 
     # ---- the clients' own links and speeds over time -----------------------------------------------------------------
 

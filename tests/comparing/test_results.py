@@ -11,8 +11,9 @@ from lightning_edgesplit.comparing.figures import draw_all
 from lightning_edgesplit.comparing.results import Result, csv_text, round_rows, row_of
 from lightning_edgesplit.comparing.run import round_of, spans_of, whole_rounds
 from lightning_edgesplit.comparing.table import cells, columns, markdown, tex
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport
 from lightning_edgesplit.scheduling import ClientProfile, ServerProfile
+from lightning_edgesplit.scheduling.simulate import Span
 
 TARGET = Target("accuracy", [0.5, 0.7])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport
 from lightning_edgesplit.scheduling.plan import Plan
+from lightning_edgesplit.scheduling.simulate import Span
 
 # name, cut, share, then seconds: forward, uplink, server, downlink, backward, and the model in each direction
 CLIENTS = (

@@ -19,8 +19,9 @@ from lightning_edgesplit.scheduling import (
     ServerProfile,
     simulate,
 )
+from lightning_edgesplit.scheduling.bound import lower_bound
 from lightning_edgesplit.scheduling.plan import DISCIPLINES, ORDERS
-from lightning_edgesplit.scheduling.simulate import lower_bound, simulated_seconds
+from lightning_edgesplit.scheduling.simulate import simulated_seconds
 from lightning_edgesplit.scheduling.trace import Conditions, Trace
 
 

@@ -14,7 +14,8 @@ from lightning_edgesplit.comparing.figures.cuts import cuts_figure
 from lightning_edgesplit.comparing.figures.look import STYLE, save
 from lightning_edgesplit.comparing.results import Result, pairs
 from lightning_edgesplit.monitoring import timeline_figure
-from lightning_edgesplit.runtime.report import ClientReport, RoundReport, Span
+from lightning_edgesplit.runtime.report import ClientReport, RoundReport
+from lightning_edgesplit.scheduling.simulate import Span
 
 __all__ = ["draw_all"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import Costs
 from lightning_edgesplit.scheduling.latency import LatencyModel, rate
-from lightning_edgesplit.scheduling.links import bytes_per_second
+from lightning_edgesplit.scheduling.links import BITS, bytes_per_second
 from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.policies.base import check, cuts_for_all, equal_shares, plan_of, simulated
 from lightning_edgesplit.scheduling.policies.channel import Channel, least_power, poured, shannon
@@ -21,7 +21,6 @@ from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 from lightning_edgesplit.scheduling.work import Work
 
 Array = NDArray[np.float64]
-_BITS = 8  # per byte
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _rates(model: LatencyModel, links: Links) -> list[tuple[float, float, float]
     rates = []
     for k, (client, share) in enumerate(zip(model.clients, links.shares, strict=True)):
         up = bytes_per_second(rate(share, model.server.uplink, client.uplink))
-        up = min(up, links.radio[k] / _BITS) if links.radio else up
+        up = min(up, bytes_per_second(links.radio[k])) if links.radio else up
         down = bytes_per_second(rate(share, model.server.downlink, client.downlink))
         rates.append((up, down, bytes_per_second(rate(1.0, model.server.downlink, client.downlink))))
     return rates
@@ -118,7 +117,7 @@ def given_to_stragglers(model: LatencyModel, works: Sequence[Work], channel: Cha
 def _alone(model: LatencyModel, work: Work, client: int, share: float, radio: float, phi: float) -> float:
     """Seconds of a client's round that depend on its links and on itself."""
     profile = model.clients[client]
-    up = min(bytes_per_second(rate(share, model.server.uplink, profile.uplink)), radio / _BITS)
+    up = min(bytes_per_second(rate(share, model.server.uplink, profile.uplink)), bytes_per_second(radio))
     down = bytes_per_second(rate(share, model.server.downlink, profile.downlink))
     unicast = (1 - phi) * (work.bytes_down - work.step_down) + work.step_down
     step = work.forward + work.bytes_up / up + unicast / down + work.backward
@@ -144,7 +143,7 @@ def controlled(model: LatencyModel, works: Sequence[Work], channel: Channel, own
     if channel.total_power is None or sum(powers) <= channel.total_power:
         return Links(shares, tuple(full))
     fixed = [work.forward + work.step_latency for work in works]
-    bits = [_BITS * max(1.0, work.bytes_up) for work in works]  # a rate for the model, where a step sends nothing
+    bits = [BITS * max(1.0, work.bytes_up) for work in works]  # a rate for the model, where a step sends nothing
     reach = [  # what other links let through is no reason to spend more power
         min(most, limit if (limit := rate(share, model.server.uplink, client.uplink)) is not None else math.inf)
         for most, share, client in zip(full, shares, model.clients, strict=True)
