@@ -230,7 +230,7 @@ def trace(
     if given is None:
         return None
     if isinstance(given, Trace):
-        if set(given.clients) < {profile.name for profile in clients}:
+        if not {profile.name for profile in clients} <= set(given.clients):
             raise ValueError(f"trace is of the clients {given.clients}: it must know all of `clients`.")
         return given
     return Trace.load(given, [profile.name for profile in clients])

@@ -76,6 +76,7 @@ def test_the_update_is_the_same_to_the_last_bit_under_any_discipline(start, divi
             # what was sent took at least as long as the whole link needs for it, and waiting for a grant is no sending
             least = (client.bytes_up - 200) / 50e3
             assert client.seconds["uplink"] + client.seconds["upload"] > 0.9 * least
+            assert client.idle >= sum(client.seconds.get(phase, 0.0) for phase in ("grant", "wait", "server"))
             assert set(client.seconds) >= {"download", "forward", "uplink", "server", "downlink", "backward", "upload"}
 
 

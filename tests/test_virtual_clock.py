@@ -13,6 +13,7 @@ from lightning_edgesplit import EdgeSplitStrategy
 from lightning_edgesplit.runtime.report import counted_once
 from lightning_edgesplit.scheduling import ClientProfile, Fixed, InfeasibleError, ServerProfile
 from lightning_edgesplit.scheduling.simulate import Span
+from lightning_edgesplit.scheduling.trace import Trace
 
 NEAR = ClientProfile("near", flops=1e9, uplink=8e6, downlink=16e6)
 FAR = ClientProfile("far", flops=1e8, uplink=4e6, downlink=8e6, latency=0.01)
@@ -127,6 +128,11 @@ def test_a_trace_goes_with_the_virtual_clock_alone(tmp_path):
     path = trace(tmp_path, "seconds,client,available", "0,far,0")
     with pytest.raises(ValueError, match="goes with clock='virtual'"):
         EdgeSplitStrategy(clients=[NEAR, FAR], server=SERVER, clock="wall", trace=path)
+
+
+def test_a_trace_knows_all_clients():
+    with pytest.raises(ValueError, match="it must know all of `clients`"):
+        EdgeSplitStrategy(clients=[NEAR, FAR], server=SERVER, clock="virtual", trace=Trace(("near", "somebody else")))
 
 
 class LeavingOut:

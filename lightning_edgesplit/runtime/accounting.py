@@ -11,7 +11,7 @@ from lightning_edgesplit.runtime.seat import Seat, Service
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.scheduling.plan import Plan
-from lightning_edgesplit.scheduling.simulate import SimulatedRound, Span
+from lightning_edgesplit.scheduling.simulate import WAITING, SimulatedRound, Span
 from lightning_edgesplit.splitting import END
 
 
@@ -51,7 +51,8 @@ def report_of(
             if not span.on_server:
                 seconds[span.phase] = seconds.get(span.phase, 0.0) + span.end - span.start
         took, (down, up) = letter.arrived - seat.began, seat.traffic
-        waiting = seconds.get("wait", 0.0) + seconds.get("server", 0.0) + longest - took + ended - last
+        once = _once([span for span in own if not span.on_server], took)
+        waiting = sum((once or seconds).get(phase, 0.0) for phase in WAITING) + longest - took + ended - last
         clients.append(
             ClientReport(
                 client=k,
@@ -69,7 +70,7 @@ def report_of(
                 round_time=took,
                 predicted=predicted[k],
                 overrun=letter.frame.about["overrun"],
-                once=_once([span for span in own if not span.on_server], took),
+                once=once,
                 smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
                 gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
             )
