@@ -410,7 +410,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(self._agenda.arrivals_in(round_)):
-                if cutting.outdated:
+                if cutting.outdated_within_round:
                     raise ValueError(
                         "what is trained (requires_grad, the optimizer's groups, eval mode) has changed within a round:"
                         " change it at the start of an epoch, or set `round_steps` so that a round ends before."

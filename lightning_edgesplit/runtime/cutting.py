@@ -39,6 +39,7 @@ class Cutting:
     threads: int
     context: Callable[[], AbstractContextManager[Any]]
     _proven: trained.Trained | None = field(default=None, init=False, repr=False)
+    _watch: trained.Watch | None = field(default=None, init=False, repr=False)
 
     def find(self) -> Cuts:
         """The proven and timed cuts of what is trained now; only those that were asked for, where some were.
@@ -53,6 +54,7 @@ class Cutting:
         for name in self.wanted or ():
             cuts.find(name)
         self._proven = self._trained()
+        self._watch = trained.Watch(self.module, self.optimizer)
         return time_cuts(
             self.module, self.batch, cuts, self.optimizer, server_threads=self.threads, context=self.context
         )
@@ -61,6 +63,12 @@ class Cutting:
     def outdated(self) -> bool:
         """Whether what is trained has changed since the cuts were found."""
         return self._trained() != self._proven
+
+    @property
+    def outdated_within_round(self) -> bool:
+        """The same, for every arrival: modules and parameters that are new are seen at the next round alone."""
+        assert self._watch is not None
+        return self._watch.changed
 
     def find_anew(self, round_: int) -> Cuts:
         """The cuts of what is trained from that round on.

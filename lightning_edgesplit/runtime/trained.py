@@ -31,6 +31,33 @@ def read(module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: O
     }
 
 
+class Watch:
+    """Notices that what is trained changes, without going through the tree of modules and their names.
+
+    Args:
+        module: The LightningModule.
+        optimizer: Its optimizer.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+        self._parameters, self._modules, self._optimizer = list(module.parameters()), list(module.modules()), optimizer
+        self._norms = [child for child in self._modules if hasattr(child, "track_running_stats")]
+        self._before = self._now()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a flag or a group of the optimizer is not what it was when this was made."""
+        return self._now() != self._before
+
+    def _now(self) -> tuple[list[Any], ...]:
+        return (
+            [parameter.requires_grad for parameter in self._parameters],
+            [child.training for child in self._modules],
+            [child.track_running_stats for child in self._norms],
+            [[*map(id, group["params"])] for group in self._optimizer.param_groups],
+        )
+
+
 def adopt(trained: Trained, module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Lets a module and its optimizer train that. The state of parameters that stay, stays.
 
