@@ -1,4 +1,4 @@
-"""What the scripts that measure have in common: pairs that are run in turn, a quiet Trainer, a table and a line of JSON.
+"""What the scripts that measure have in common: pairs that are run in turn, a quiet Trainer, a line of JSON.
 
 Every script prints tables for people and, as its last line, one JSON object: its figures, and beside them ``machine``,
 ``versions`` and ``command``, so that a number is never without what it was measured on.

@@ -84,7 +84,7 @@ _BLOCK = "encoder.layers.encoder_layer_"
 
 MODELS = {
     "resnet18_7x7": Model(resnet18_7x7, _RESNET, 2048),
-    "resnet18_3x3": Model(resnet18_3x3, _RESNET, 384),
-    "vgg11_bn": Model(vgg11, ("features.3", "features.7", "features.14", "features.21"), 768),
-    "vit_tiny": Model(vit_tiny, (f"{_BLOCK}1", f"{_BLOCK}4", f"{_BLOCK}7", f"{_BLOCK}10"), 384),
+    "resnet18_3x3": Model(resnet18_3x3, _RESNET, 512),
+    "vgg11_bn": Model(vgg11, ("features.3", "features.7", "features.14", "features.21"), 1024),
+    "vit_tiny": Model(vit_tiny, (f"{_BLOCK}1", f"{_BLOCK}3", f"{_BLOCK}5", f"{_BLOCK}7"), 512),
 }
