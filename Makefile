@@ -28,12 +28,8 @@ zoo: .venv/ready ## split every model of the zoo and train it beside plain Light
 	$(BIN)/pip install --quiet -e '.[zoo]'
 	$(BIN)/python -m benchmarks.zoo
 
-bench: .venv/ready ## throughput against plain Lightning, and what splitting adds (about 8 minutes)
-	$(BIN)/python benchmarks/throughput.py --samples 2048 --epochs 1
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.finding
-	$(BIN)/python -m benchmarks.scheduler --clients 10 1000 100000
+bench: .venv/ready ## all figures of docs/performance.md (at most 30 minutes)
+	$(BIN)/python -m benchmarks.run_all
 
 policies: .venv/ready ## every policy on 48 scenarios, the two clocks, the gain on the wall clock, a thousand clients (about 25 minutes)
 	$(BIN)/python -m benchmarks.suite

@@ -5,26 +5,20 @@ The steps are those of the same module on the same batch.
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
-import warnings
 
-import lightning as L
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import PAIRS, publish, quiet, spread
 from benchmarks.memory import Classifier, resnet18
 from lightning_edgesplit.splitting import find_cuts
 
 
 def main() -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(2)
+    quiet(threads=2)
     with tempfile.TemporaryDirectory() as folder:
         measure(folder)
 
@@ -40,13 +34,13 @@ def measure(folder: str) -> None:
         "in steps",
         title="ResNet-18, 32×32, 2 threads",
     )
-    ratios = {}
+    ratios, spreads = {}, {}
     for size in (32, 128):
         module = Classifier(resnet18()).train()
         optimizer = module.configure_optimizers()
         batch = torch.randn(size, 3, 32, 32), torch.randint(0, 10, (size,))
         pairs, again = [], []
-        for number in range(4):  # the first warms up
+        for number in range(PAIRS + 1):  # the first warms up
             begin = time.perf_counter()
             for _ in range(5):
                 optimizer.zero_grad()
@@ -61,14 +55,13 @@ def measure(folder: str) -> None:
                 pairs.append(((between - begin) / 5, proven - between))
                 again.append(((between - begin) / 5, kept.seconds))
         step, proof = (statistics.median(values) for values in zip(*pairs, strict=True))
-        ratios[f"find_over_step_batch_{size}"] = statistics.median(b / a for a, b in pairs)
-        ratios[f"cached_over_step_batch_{size}"] = statistics.median(b / a for a, b in again)
+        for what, rows in (("find", pairs), ("cached", again)):
+            key, own = f"{what}_over_step_batch_{size}", [b / a for a, b in rows]
+            ratios[key], spreads[key] = statistics.median(own), spread(own)
         ratio = f"{ratios[f'find_over_step_batch_{size}']:.1f}"
         cached = f"{statistics.median(b for _, b in again):.2f} s", f"{ratios[f'cached_over_step_batch_{size}']:.1f}"
         table.add_row(str(size), str(len(cuts)), f"{step:.2f} s", f"{proof:.2f} s", ratio, *cached)
-    Console().print(table)
-    about = {"torch": torch.__version__, "lightning": L.__version__, "machine": platform.machine(), "argv": sys.argv}
-    print(json.dumps({**ratios, **about}))
+    publish({**ratios, "spread": spreads}, table)
 
 
 if __name__ == "__main__":

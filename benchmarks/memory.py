@@ -8,11 +8,7 @@ model was made; "counted" is weights, gradients, optimizer state and activations
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +16,10 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 import torchvision
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.common import publish, quiet
 from lightning_edgesplit.splitting import END, Cut, find_cuts
 from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import run_client_side
@@ -129,8 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(MODELS), help="one model")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    quiet(threads=1)
     table = Table("model", "batch", "cut", "counted", "peak", "counted / plain", "peak / plain", title="client memory")
     rows = []
     for model, (make, side, batch_size, names) in MODELS.items():
@@ -162,16 +157,14 @@ def main() -> None:
                 model, str(batch_size), row["cut"], f"{size / 1e6:.0f} MB", f"{peak / 1e6:.0f} MB",
                 f"{size / plain:.2f}", f"{peak / plain_peak:.2f}",
             )  # fmt: skip
-    Console(width=130).print(table)
     shallow = {row["model"]: row for row in reversed(rows) if row["cut"] == MODELS[row["model"]][3][0]}
-    about = {"torch": torch.__version__, "lightning": L.__version__, "machine": platform.machine(), "argv": sys.argv}
     figures = {}
     if "VGG-16-BN" in shallow:
         figures = {
             "vgg16_shallow_over_plain": shallow["VGG-16-BN"]["counted_over_plain"],
             "vgg16_shallow_peak_over_plain": shallow["VGG-16-BN"]["peak_over_plain"],
         }
-    print(json.dumps({**figures, "rows": rows, **about}))
+    publish({**figures, "rows": rows}, table, width=130)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +23,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import publish
 from lightning_edgesplit.scheduling import ClientProfile, Costs, CutCost, Exact, LatencyModel, ServerProfile
 from lightning_edgesplit.scheduling.policies.bisection import solve
 
@@ -177,20 +174,17 @@ def main() -> None:
             f"{1e3 * row['sort']:.2f} ({1e3 * row['sort_best']:.2f})", f"{row['ratio']:.2f}",
             f"{1e3 * row['terms']:.0f}", "" if row["plan"] is None else f"{1e3 * row['plan']:.0f}",
         )  # fmt: skip
-    Console().print(table)
     gap = worst_gap(options.instances)
-    print(f"worst gap to brute force over {options.instances} instances: {gap:.1e}")
     if options.figure:
         figure(rows, options.figure)
     largest = next((row for row in rows if row["clients"] == 100_000), None)
-    about = {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}
     values = {
         "seconds_100k": largest and largest["solve"],
         "over_numpy_sort": largest and largest["ratio"],
         "worst_gap": gap,
         "rows": rows,
     }
-    print(json.dumps({**values, **about, "cores": os.cpu_count(), "argv": sys.argv}))
+    publish(values, table, f"worst gap to brute force over {options.instances} instances: {gap:.1e}")
 
 
 if __name__ == "__main__":

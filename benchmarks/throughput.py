@@ -1,96 +1,84 @@
 """Samples per second of four clients and their server against plain Lightning: same cores, model, batch and data.
 
-ResNet-18 on 32×32 images, batch 32 per client, unthrottled. The pairs are run in turn, and each ratio is of one pair,
-so that what else the machine does hits both. The first epoch of each run is not counted.
+Four models for 32×32 images, batch 32 per client, four different cuts, unthrottled: ResNet-18 with the 7×7 stem (small
+steps) and with the 3×3 stem (large ones), VGG-11-BN, and a tiny ViT. The pairs are run in turn, and each ratio is of
+one pair, so that what else the machine does hits both. The first epoch of each run is not counted. The figure is the
+median over the models of their medians.
 
-    python benchmarks/throughput.py [--cuts layer2] [--pairs 5] [--threads 2]
+    python -m benchmarks.throughput [--models resnet18_7x7 vit_tiny] [--cuts layer2] [--pairs 5] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import platform
 import statistics
-import sys
-import time
-import warnings
+from collections.abc import Sequence
+from functools import partial
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import resnet18
 
+from benchmarks.common import PAIRS, cell, interleaved, publish, quiet, quiet_trainer, ratios, spread
+from benchmarks.models import MODELS, Classifier, Model
 from lightning_edgesplit import EdgeSplitStrategy
 
-CUTS = ["layer1", "layer2", "layer3", "layer4"]
 
-
-class Classifier(L.LightningModule):
-    """ResNet-18 that notes when each epoch begins."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = resnet18(num_classes=10)
-        self.epochs: list[float] = []
-
-    def on_train_epoch_start(self) -> None:
-        self.epochs.append(time.perf_counter())
-
-    def on_train_end(self) -> None:
-        self.epochs.append(time.perf_counter())
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-
-
-def samples_per_second(strategy, data, batch: int, epochs: int) -> float:
+def samples_per_second(model: Model, cuts: Sequence[str] | str | None, data, options: argparse.Namespace) -> float:
+    """Of a fit, without its first epoch; by plain Lightning where there are no cuts."""
     L.seed_everything(0, verbose=False)
-    module = Classifier()
-    trainer = L.Trainer(
-        strategy=strategy, max_epochs=epochs + 1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader(data, batch_size=batch, shuffle=True))
-    return epochs * len(data) / (module.epochs[-1] - module.epochs[1])
+    torch.set_num_threads(options.threads)
+    module = Classifier(model.make())
+    strategy = "auto" if cuts is None else EdgeSplitStrategy(clients=options.clients, cuts=cuts)
+    trainer = quiet_trainer(strategy=strategy, max_epochs=options.epochs + 1)
+    trainer.fit(module, DataLoader(data, batch_size=options.batch, shuffle=True))
+    return options.epochs * len(data) / (module.epochs[-1] - module.epochs[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuts", nargs="+", default=CUTS, help="one for all clients, or one per client")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--cuts", nargs="+", help="of one model: one for all clients, or one per client")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--epochs", type=int, default=2, help="that are counted")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--samples", type=int, help="per epoch; default by model, so that all take about as long")
+    parser.add_argument("--epochs", type=int, default=1, help="that are counted")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--threads", type=int, default=2, help="torch threads, the cores of both sides")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
-    data = TensorDataset(torch.randn(options.samples, 3, 32, 32), torch.randint(0, 10, (options.samples,)))
-    cuts = options.cuts[0] if len(options.cuts) == 1 else options.cuts
+    if options.cuts and len(options.models) > 1:
+        parser.error("--cuts are the cuts of one model: name it with --models.")
+    if options.clients != 4 and not options.cuts:
+        parser.error(f"--clients {options.clients} needs --cuts: by default there are four clients with a cut each.")
+    quiet(options.threads)
 
     table = Table(title=f"samples/s, {options.clients} clients, batch {options.batch}, {options.threads} threads")
-    for column in ("pair", "plain Lightning", "lightning-edgesplit", "ratio"):
+    for column in ("model", "samples", "plain Lightning", "lightning-edgesplit", "ratio: median (spread)"):
         table.add_column(column, justify="right")
-    ratios = []
-    for pair in range(options.pairs):
-        plain = samples_per_second("auto", data, options.batch, options.epochs)
-        strategy = EdgeSplitStrategy(clients=options.clients, cuts=cuts)
-        split = samples_per_second(strategy, data, options.batch, options.epochs)
-        ratios.append(split / plain)
-        table.add_row(str(pair), f"{plain:.0f}", f"{split:.0f}", f"{ratios[-1]:.3f}")
-    Console().print(table, f"cuts: {', '.join(options.cuts)}")
-    about = {"torch": torch.__version__, "lightning": L.__version__, "machine": platform.machine(), "argv": sys.argv}
-    print(json.dumps({"ratio_median": statistics.median(ratios), "ratios": ratios, **about}))
+    found = {}
+    for name in options.models:
+        model, count = MODELS[name], options.samples or MODELS[name].samples
+        cuts: list[str] = options.cuts or list(model.cuts)
+        data = TensorDataset(torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,)))
+        run = partial(samples_per_second, model, data=data, options=options)
+        sides = {
+            f"{name} plain": partial(run, None),
+            f"{name} split": partial(run, cuts[0] if len(cuts) == 1 else cuts),
+        }
+        plain, split = interleaved(options.pairs, sides).values()
+        found[name] = ratios(split, plain)
+        rates = (f"{statistics.median(side):.0f}" for side in (plain, split))
+        table.add_row(name, str(count), *rates, cell(found[name]))
+    medians = {name: statistics.median(own) for name, own in found.items()}
+    figures = {
+        "ratio_median": statistics.median(medians.values()),
+        **medians,
+        "spread": {"ratio_median": spread(medians.values()), **{name: spread(own) for name, own in found.items()}},
+        "ratios": found,
+        "cuts": {name: options.cuts or list(MODELS[name].cuts) for name in options.models},
+    }
+    publish(figures, table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where the time of a round goes: on the server and on each client, by what it is spent on.
 
-Four clients of different cuts, batch 32, unthrottled; ResNet-18 with the 7×7 stem and with the 3×3 stem, VGG-11-BN and a
-tiny ViT on 32×32 images. Every thread keeps a stack of what it does, and time counts for the top of it alone, so that
+Four clients of different cuts, batch 32, unthrottled; ResNet-18 with the 7×7 stem and with the 3×3 stem, VGG-11-BN and
+a tiny ViT on 32×32 images. Every thread keeps a stack of what it does, and time counts for the top of it alone, so that
 the parts add up to the whole. Rounds of the first epoch are not counted.
 
 - compute: forward pass, backward pass, optimizer's step. loop: what of the server's main thread is none of the others,
@@ -17,31 +17,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
-import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
-from torchvision.models import VisionTransformer, resnet18, vgg11_bn
 
+from benchmarks.common import publish, quiet, quiet_trainer
+from benchmarks.models import MODELS
+from benchmarks.models import Classifier as Plain
 from lightning_edgesplit import EdgeSplitStrategy
 from lightning_edgesplit.runtime import wire
 from lightning_edgesplit.runtime.client import Client
@@ -54,30 +52,8 @@ PER_ROUND = ("start of the round", "aggregation")
 ORDER = (*COMPUTE, "data", "ours", "serialisation", "wire", "loop", *PER_ROUND, "waiting")
 
 
-def _resnet(stem: int) -> nn.Module:
-    net = resnet18(num_classes=10)
-    if stem == 3:
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return net
-
-
-def _vgg() -> nn.Module:
-    net = vgg11_bn(num_classes=10)
-    net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, 10)
-    return net
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
-    "resnet18_7x7": (lambda: _resnet(7), ["layer1", "layer2", "layer3", "layer4"], 12),
-    "resnet18_3x3": (lambda: _resnet(3), ["layer1", "layer2", "layer3", "layer4"], 2),
-    "vgg11_bn": (_vgg, ["features.3", "features.7", "features.14", "features.21"], 6),
-    "vit_tiny": (
-        lambda: VisionTransformer(32, 4, 12, 3, 192, 768, num_classes=10),
-        [f"encoder.layers.encoder_layer_{n}" for n in (1, 3, 5, 7)],
-        4,
-    ),
-}
-"""Network, four cuts, local steps of a client in a round."""
+STEPS = {"resnet18_7x7": 12, "resnet18_3x3": 2, "vgg11_bn": 6, "vit_tiny": 4}
+"""Local steps of a client in a round."""
 
 
 class Ledger:
@@ -161,22 +137,12 @@ def timed_around(owner: Any, name: str, what: str) -> None:
     setattr(owner, name, watched)
 
 
-class Classifier(L.LightningModule):
+class Classifier(Plain):
     """An ordinary one that lets the ledger begin anew with the second epoch."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 1:
             LEDGER.reset()
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
 def watch(folder: Path) -> None:
@@ -217,18 +183,15 @@ def watch(folder: Path) -> None:
 
 def profile(model: str, rounds: int, batch: int, clients: int = 4) -> dict[str, Any]:
     """Trains one epoch to warm up and one that counts; seconds by side and by what they are spent on."""
-    net, cuts, steps = MODELS[model]
+    steps = STEPS[model]
     L.seed_everything(0, verbose=False)
     count = clients * batch * steps * rounds
     data = TensorDataset(torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,)))
-    strategy = EdgeSplitStrategy(clients=clients, cuts=cuts, round_steps=steps)
-    trainer = L.Trainer(
-        strategy=strategy, max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    strategy = EdgeSplitStrategy(clients=clients, cuts=list(MODELS[model].cuts), round_steps=steps)
+    trainer = quiet_trainer(strategy=strategy, max_epochs=2)
     with tempfile.TemporaryDirectory() as folder:
         watch(Path(folder))
-        trainer.fit(Classifier(net()), DataLoader(data, batch_size=batch))
+        trainer.fit(Classifier(MODELS[model].make(), lr=0.01), DataLoader(data, batch_size=batch))
         LEDGER._note(LEDGER._stack[-1])
         of_clients = [json.loads(path.read_text())["wall"] for path in Path(folder).glob("*.json")]
     arrivals = clients * steps * rounds
@@ -252,9 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # one model, in this process
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
+    quiet(options.threads)
     if options.one:
         print(json.dumps(profile(options.models[0], options.rounds, options.batch)))
         return
@@ -268,22 +229,17 @@ def main() -> None:
             table.add_row(model, *(f"{1e3 * numbers[side].get(what, 0.0) / per:.2f}" for what in ORDER))
         Console(width=160).print(table)
     first = found.get("resnet18_7x7", next(iter(found.values())))
-    about = {
-        "python": platform.python_version(), "torch": torch.__version__, "lightning": L.__version__,
-        "machine": platform.machine(), "cores": os.cpu_count(), "threads": options.threads, "argv": sys.argv,
-    }  # fmt: skip
     values = {
         "server_outside_ms": first["outside_ms"],
         "server_outside_share_max": max(numbers["outside_share"] for numbers in found.values()),
         "models": found,
+        "threads": options.threads,
     }
-    print(json.dumps({**values, **about}))
+    publish(values)
 
 
 def in_its_own_process(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """A fresh interpreter, since what is watched stays watched."""
-    import subprocess
-
     command = [
         sys.executable, "-m", "benchmarks.where", "--one", "--models", model, "--rounds", str(options.rounds),
         "--batch", str(options.batch), "--threads", str(options.threads),

@@ -29,7 +29,6 @@ from lightning_edgesplit.scheduling import (
     load_clients,
     make_policy,
 )
-from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
 
@@ -191,19 +190,6 @@ def check(
         raise ValueError(f'clock={clock!r} is unknown: use "off", "wall" or "virtual".')
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout={timeout!r} must be > 0 seconds and finite.")
-
-
-def check_virtual(clock: str, server_model: str) -> None:
-    """Refuses a server-side model that the virtual clock does not know.
-
-    Raises:
-        ValueError: If it is one.
-    """
-    if clock == "virtual" and server_model not in SERVER_MODELS:
-        raise ValueError(
-            f"server_model={server_model!r} is not simulated, so clock='virtual' does not work with it: use one of"
-            f" {', '.join(SERVER_MODELS)}, or another clock."
-        )
 
 
 def trace(

@@ -135,7 +135,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.server_model, self.aggregated = options.server_model(
             server_model, aggregated, self._policy, optimizer_state, second_cut
         )
-        options.check_virtual(clock, self.server_model.name)
         self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
         self.processes = options.processes(
             processes, count, partition, clock, self.server_model.name, self._launcher_name
@@ -227,7 +226,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             process.run(self._role.client, self._rendezvous())
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
         batch = self._preparation(loaders.sample())
-        self._prepare_planner(batch)
+        self._prepare_planner(batch, seed)
         self._preparation.leave_arrivals_alone()
         self._start(process, batch)
         self._prepare_rounds(seed)
@@ -238,7 +237,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             names = [f"process {k}" for k in range(self.processes)]
         return Rendezvous(self._role, names, self.timeout)
 
-    def _prepare_planner(self, batch: Any) -> None:
+    def _prepare_planner(self, batch: Any, seed: int) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
         self._cutting = Cutting(
             self._trainer.lightning_module, _plain(self.optimizers[0]), batch, self._wanted, self.private,
@@ -261,6 +260,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             server_model=self.server_model.name,
             aggregated=self.aggregated,
             split=self.server_model.one,
+            seed=seed,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module
@@ -296,7 +296,6 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
             kind=self.server_model,
-            seed=process.seed,
         )
         rule = self.server_model.state_rule(self.optimizer_state_rule)
         self._whole = models(self._server, rule)
@@ -406,7 +405,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 planner.orders(self.plan, round_.steps),
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
                 arbitration=planner.arbitration(self.plan, round_.steps),
-                longest_first=self.plan.order == "longest_first",
+                longest_first=self.plan.order == "longest_first", turns=self.plan.turns,
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(self._agenda.arrivals_in(round_)):

@@ -58,6 +58,23 @@ def test_computing_is_what_the_profile_says_however_long_a_client_waits():
     assert strategy.rounds[0].seconds > 1  # the last had 10 kbit/s
 
 
+def test_splitfed_v2_serves_in_virtual_time_in_the_order_in_which_it_trains():
+    server = replace(SERVER, flops=1e6)  # the slower one is always there when the other's turn is over
+    clients = [replace(NEAR, name=name) for name in "abc"]
+    drawn = []
+    for clock in ("virtual", "off"):
+        module, strategy = run(clock, clients, server, server_model="splitfed-v2")
+        spans = [
+            sorted((s.start, s.client) for s in report.spans if s.on_server and s.phase == "server")
+            for report in strategy.rounds
+        ]
+        drawn.append(([[client for _, client in own] for own in spans], module.state_dict()))
+    (virtual, weights), (real, same) = drawn
+    assert virtual == real
+    assert len({tuple(order) for order in real}) > 1
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), same.values(), strict=True))
+
+
 def test_times_depend_on_the_model():
     class Wider(Deterministic):
         def __init__(self):

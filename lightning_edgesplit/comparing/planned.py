@@ -46,7 +46,7 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
 
     Args:
         comparison: The comparison.
-        seed: Divides the data.
+        seed: Divides the data, and draws the order in which "splitfed-v2" serves.
 
     Raises:
         ValueError: With scenario and system, if a policy cannot plan: for memory, the message says which client lacks
@@ -68,7 +68,9 @@ def plan_all(comparison: Comparison, seed: int) -> list[Planned]:
             if key not in cuts:
                 cuts[key] = _cuts(scenario.model, loaders.sample(), comparison.trainer, options)
             try:
-                planned.append(_plan(scenario, system, strategies[scenario.name, system.label], cuts[key], loaders))
+                planned.append(
+                    _plan(scenario, system, strategies[scenario.name, system.label], cuts[key], loaders, seed)
+                )
             except InfeasibleError as error:
                 raise ValueError(
                     f"scenario {scenario.name!r}, system {system.label!r}: {error} Nothing was trained."
@@ -115,7 +117,7 @@ def _optimizer(configured: Any) -> Optimizer | None:
 
 
 def _plan(
-    scenario: Scenario, system: System, strategy: EdgeSplitStrategy, cuts: Cuts, loaders: ClientLoaders
+    scenario: Scenario, system: System, strategy: EdgeSplitStrategy, cuts: Cuts, loaders: ClientLoaders, seed: int
 ) -> Planned:
     names = [profile.name for profile in scenario.profiles]
     batches = [len(loaders.of(k)) for k in range(len(names))]
@@ -125,8 +127,9 @@ def _plan(
         cuts, _policy(system, cuts, len(names)), scenario.profiles, scenario.server, batch, learning=False,
         trace=None if scenario.trace is None else Trace.load(scenario.trace, names),
         server_model=strategy.server_model.name, aggregated=strategy.aggregated, split=strategy.server_model.one,
+        seed=seed,
     )  # fmt: skip
-    plan, expected = planner.plan(steps, 0.0)
+    plan, expected = planner.plan(steps, 0.0, number=1)
     # whether its rates change with every step, the run itself will know
     check_plan(plan, "virtual", strategy.server_model.name, strategy.second_cut, paced=False)
     strategy.server_model.check_cuts(plan.policy, [cuts.find(name) for name in plan.cuts])

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.seat import Orders
+from lightning_edgesplit.runtime.server_models import MODELS
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.scheduling import (
     ClientProfile,
@@ -27,7 +28,6 @@ from lightning_edgesplit.scheduling import (
     with_fixed,
 )
 from lightning_edgesplit.scheduling.links import bytes_per_second
-from lightning_edgesplit.scheduling.plan import SERVER_MODELS
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.scheduling.work import Work
@@ -108,6 +108,7 @@ class Planner:
         server_model: Which server-side model is trained.
         aggregated: EPSL's φ.
         split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
+        seed: What a random order of service is drawn by, with epoch and round.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class Planner:
         server_model: str = "per_client",
         aggregated: float = 0.0,
         split: bool = False,
+        seed: int | str = 0,
     ) -> None:
         self._split, self._kept = split, ""
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
+        self._seed, self._draw = seed, ""
         self.corrections = Corrections.none(len(self.clients))
         self._cuts: list[str | None] = [None] * len(self.clients)
 
@@ -143,6 +146,7 @@ class Planner:
         A client without a local step takes no part: it has no share, and keeps the cut that it had.
         """
         active = [k for k, count in enumerate(steps) if count]
+        self._draw = f"turns/{self._seed}/{epoch}/{number}"
         model, policy = self._model(steps, active), for_round(self.policy, epoch, number)
         policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(own.cuts[k] for k in active), shares=()))
         clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
@@ -151,7 +155,7 @@ class Planner:
         if self._split and not isinstance(policy, Fixed):
             kept = [self._kept] if self._kept else [cut.name for cut in costs.cuts if cut.name != END]
             costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name in kept) or costs.cuts)
-        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections))
+        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections), active)
         if self._split:
             self._kept = some.cuts[0]  # the cut of a model that all clients share stays
         expected = simulate(model, some, trace, at or 0.0)
@@ -173,22 +177,25 @@ class Planner:
             micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
             channel_rates=spread(some.channel_rates, 0.0) if some.channel_rates else (),
             left_out=tuple(active[k] for k in some.left_out),
+            turns=tuple(active[k] for k in some.turns),
         )
         ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
 
-    def _as_trained(self, plan: Plan) -> Plan:
-        """The plan with the order of service and the server-side model of this run."""
-        model = self._server_model if self._server_model in SERVER_MODELS else "per_client"
-        if plan.server_model not in ("per_client", model):
+    def _as_trained(self, plan: Plan, active: Sequence[int]) -> Plan:
+        """The plan of the clients `active` with the order of service and the server-side model of this run."""
+        if plan.server_model not in ("per_client", self._server_model):
             own = plan.server_model
             raise ValueError(
                 f"policy={plan.policy!r} plans server_model={own!r}, and {self._server_model!r} is trained: give"
                 f" EdgeSplitStrategy server_model={own!r}, or the policy an attribute `server_model`."
             )
         order = "in_order" if self.in_order else plan.order
-        return replace(plan, order=order, server_model=model, aggregated=self._aggregated)
+        places = {k: at for at, k in enumerate(active)}
+        drawn = MODELS[self._server_model]().turns(len(self.clients), self._draw)
+        turns = tuple(places[k] for k in drawn if k in places)
+        return replace(plan, order=order, server_model=self._server_model, aggregated=self._aggregated, turns=turns)
 
     def take(self, cuts: Cuts) -> None:
         """Plans from now on with other cuts: what is trained has changed."""
@@ -204,14 +211,15 @@ class Planner:
 
     def compare(self, steps: Sequence[int]) -> dict[str, float]:
         """Predicted seconds of the same round under the policies in `COMPARED`, where memory allows them."""
-        model = self._model(steps, [k for k, count in enumerate(steps) if count])
+        active = [k for k, count in enumerate(steps) if count]
+        model = self._model(steps, active)
         times = {}
         for name in COMPARED:
             try:
                 plan = make_policy(name).plan(model.costs, model.clients, self.server, model.corrections)
             except InfeasibleError:
                 continue  # not for these clients
-            times[name] = simulate(model, self._as_trained(plan)).round_time
+            times[name] = simulate(model, self._as_trained(plan, active)).round_time
         return times
 
     def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:

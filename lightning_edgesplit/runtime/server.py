@@ -64,7 +64,6 @@ class Server:
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         context: Opened around a forward pass between two cuts (mixed precision).
         kind: Which server-side models there are, and who is served when.
-        seed: What a random order of service is drawn by.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -88,14 +87,13 @@ class Server:
         take_step: Callable[[], None] = lambda: None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         kind: ServerModel = ServerModel(),  # noqa: B008  # frozen
-        seed: int | str = 0,
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
         self.take_step, self.context = take_step, context
         self.rules: dict[str, Any] = {}
         self.sides = Sides(module)
-        self.kind, self._seed = kind, seed
+        self.kind = kind
         self.links = list(links)
         self.seats = self._take_seats(names)
         self.grants = Grants(self.seats)
@@ -182,6 +180,7 @@ class Server:
         fresh_state: states.State | None = None,
         arbitration: Arbitration | None = None,
         longest_first: bool = False,
+        turns: Sequence[int] = (),
         **about: Any,
     ) -> None:
         """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
@@ -192,6 +191,7 @@ class Server:
             fresh_state: The optimizer state of whole models with which all begin; None: each goes on with its own.
             arbitration: How the links are shared, where the server decides who uses them when; None: it does not.
             longest_first: Whether who has the longest way to go is served first, where no order is fixed.
+            turns: Clients in the order in which they are served, each with all of its local steps; empty: none.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
         self.grants.begin(arbitration)
@@ -214,10 +214,10 @@ class Server:
         self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
         aggregate = {name: self.sides.real(name).detach() for name in self.sides.names}
-        turns = self.kind.turns([o.steps for o in orders], f"{self._seed}/{about['epoch']}/{about['global_step']}")
-        if turns is None and self.in_order:
-            turns = self._in_turn(clients)
-        self._turns = None if turns is None else iter(turns)
+        in_turn = [client for client in turns for _ in range(orders[client].steps)]
+        if not in_turn and self.in_order:
+            in_turn = self._in_turn(clients)
+        self._turns = iter(in_turn) if in_turn else None
         self._start_clients(clients, Start(aggregate, fresh_state, now, about))
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:

@@ -37,14 +37,17 @@ class ServerModel:
         """What `WholeModels` does with optimizer states, where the user said `optimizer_state`."""
         return optimizer_state
 
-    def turns(self, steps: Sequence[int], draw: str) -> list[int] | None:
-        """Which client is served when; None: they are served as they come, or by number within each local step.
+    def turns(self, clients: int, draw: str) -> tuple[int, ...]:
+        """The order in which the clients are served, each with all of its local steps of a round.
 
         Args:
-            steps: Local steps of every client.
+            clients: How many there are.
             draw: What a random order is drawn by.
+
+        Returns:
+            All clients' numbers; empty: they are served as they come, or by number within each local step.
         """
-        return None
+        return ()
 
     def check_cuts(self, policy: str, cuts: Sequence[Cut]) -> None:
         """Refuses a plan that this server-side model cannot be trained with.
@@ -91,10 +94,9 @@ class SplitFedV2(ServerModel):
     name: str = "splitfed-v2"
     one: bool = True
 
-    def turns(self, steps: Sequence[int], draw: str) -> list[int]:
-        """All of a client's steps, then all of another's."""
-        order = random.Random(draw).sample(range(len(steps)), len(steps))
-        return [client for client in order for _ in range(steps[client])]
+    def turns(self, clients: int, draw: str) -> tuple[int, ...]:
+        """A random order."""
+        return tuple(random.Random(draw).sample(range(clients), clients))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ has the longest way to go. See `lightning_edgesplit.scheduling.links`."""
 ORDERS = ("arrival", "longest_first", "in_order")
 """Whom the server serves next: who came first, who has the longest way to go, or clients 0..N−1 within a local step."""
 
-SERVER_MODELS = ("per_client", "shared", "sequential")
-"""One server-side model per client, one that steps with all clients together, or one that clients use in turns."""
+SERVER_MODELS = ("per_client", "shared", "sequential", "splitfed-v2")
+"""One server-side model per client, one that steps with all clients together, one that goes with the whole model from
+client to client, or one that serves all steps of a client, then all of another's."""
 
 COMPRESSIONS = ("none", "int8")
 """How smashed data and gradients go over the links: as they are, or as 8-bit integers."""
@@ -39,6 +40,8 @@ class Plan:
         micro_batches: In how many parts each client's batch is under way at once; empty: one.
         compression: One of `COMPRESSIONS`.
         server_model: One of `SERVER_MODELS`.
+        turns: With "splitfed-v2", numbers of the clients in the order in which they are served, each with all of its
+            local steps; empty: by number.
         aggregated: EPSL's φ: the fraction of a batch whose last-layer gradients are averaged over the clients.
         channel_rates: What each client's radio uplink carries at most, bit/s, beside its own link and its share of the
             shared one (EPSL); empty: no such limit.
@@ -61,6 +64,7 @@ class Plan:
     micro_batches: tuple[int, ...] = ()
     compression: str = "none"
     server_model: str = "per_client"
+    turns: tuple[int, ...] = ()
     aggregated: float = 0.0
     channel_rates: tuple[float, ...] = ()
     left_out: tuple[int, ...] = ()

@@ -177,8 +177,9 @@ class _Round:
             self._clients[k] = _Client(k, work, plan.cuts[k] != END, samples)
         self._open = set(taking)
         # nothing is averaged where clients take turns, and only their sides where the server's is one
-        averaged = {"per_client": taking, "shared": taking, "sequential": []}[plan.server_model]
-        size = max(self._clients[k].work.upload for k in taking) if plan.server_model == "shared" else None
+        averaged = [] if plan.server_model == "sequential" else taking
+        one = plan.server_model in ("shared", "splitfed-v2")  # of which nothing is averaged
+        size = max(self._clients[k].work.upload for k in taking) if one else None
         self._aggregation = model.aggregation(len(averaged), size)
         self._capacities = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)
         self._own = (
@@ -196,6 +197,7 @@ class _Round:
         self._queue: list[tuple[tuple[float, ...], _Part]] = []  # arrivals; the least is served next
         self._server_free = 0.0
         self._own_free: dict[int, float] = defaultdict(float)
+        self._ranks = {k: rank for rank, k in enumerate(plan.turns)}
         self._turns = self._order_of_turns()
         self._together: dict[int, list[_Part]] = defaultdict(list)  # arrivals of a local step, at a shared server model
         self._bars: list[Span] = []
@@ -394,12 +396,14 @@ class _Round:
 
     # ---- the server --------------------------------------------------------------------------------------------------
 
-    def _order_of_turns(self) -> list[tuple[int, int, int]]:
-        """Where the server serves in a fixed order: (local step, client, micro-batch) in that order, the last first."""
-        if self.plan.order != "in_order" or self.plan.server_model != "per_client":
+    def _order_of_turns(self) -> list[tuple[float, ...]]:
+        """Where the server serves in a fixed order: the keys of all arrivals, the last first."""
+        if self.plan.server_model != "splitfed-v2" and (
+            self.plan.order != "in_order" or self.plan.server_model != "per_client"
+        ):
             return []  # clients that take turns, or all together, have an order of their own
         turns = [
-            (step, k, index)
+            self._turn(step, k, index)
             for k, client in self._clients.items()
             if client.split
             for step in range(self._steps[k])
@@ -407,24 +411,29 @@ class _Round:
         ]
         return sorted(turns, reverse=True)
 
+    def _turn(self, step: int, client: int, index: int) -> tuple[float, ...]:
+        """What a fixed order of service is sorted by: steps of all clients in turn, or all of one client's steps."""
+        if self.plan.server_model == "splitfed-v2":
+            return self._ranks.get(client, client), step, index
+        return step, client, index
+
     def _arrive(self, part: _Part, now: float) -> None:
         part.came = now
         client = self._clients[part.client]
         if self.plan.server_model == "shared":
             self._gather(part, now)
             return
-        if self.plan.server_shares:
+        if self.plan.server_shares and self.plan.server_model != "splitfed-v2":  # one model takes one step at a time
             own = client.work.server * part.samples / sum(client.samples) / self.plan.server_shares[part.client]
             begin = max(now, self._own_free[part.client])
             self._own_free[part.client] = begin + own
             self._serve(part, begin, begin + own)
             return
-        tail = self._tail(client, client.work.until_server)
-        key: tuple[float, ...] = {
-            "arrival": (now, part.client, part.index),
-            "longest_first": (-tail, now, part.client, part.index),
-            "in_order": (part.step, part.client, part.index),
-        }[self.plan.order if self._turns or self.plan.order != "in_order" else "arrival"]
+        key: tuple[float, ...] = now, part.client, part.index
+        if self._turns:
+            key = self._turn(part.step, part.client, part.index)
+        elif self.plan.order == "longest_first":
+            key = -self._tail(client, client.work.until_server), *key
         heapq.heappush(self._queue, (key, part))
         self._at(max(now, self._server_free), self._decide, _DECIDES)
 
@@ -433,8 +442,7 @@ class _Round:
         if now < self._server_free or not self._queue:
             return
         if self._turns:
-            _, part = self._queue[0]
-            if (part.step, part.client, part.index) != self._turns[-1]:
+            if self._queue[0][0] != self._turns[-1]:
                 return
             self._turns.pop()
         _, part = heapq.heappop(self._queue)

@@ -59,6 +59,37 @@ def test_in_a_fixed_order_the_server_waits_for_the_one_whose_turn_it_is():
     assert bars(simulated, 1, "server") == [(7, 11), (14, 18)]
 
 
+@pytest.mark.parametrize(
+    ("turns", "fast", "slow", "ends"),
+    [
+        # slow is served 3–7, has its gradient at 8 and is done at 11; fast, there since 1, is served 7–11, has its
+        # gradient at 12, comes again at 14, is served until 18, has its gradient at 19 and is done at 20
+        ((1, 0), [(7, 11), (14, 18)], [(3, 7)], (20, 11)),
+        # fast is served 1–5, comes again at 8 and is served until 12, done at 14; meanwhile slow, there since 3, waits
+        # although the server is idle from 5 to 8
+        ((0, 1), [(1, 5), (8, 12)], [(12, 16)], (14, 20)),
+    ],
+)
+def test_one_server_side_model_serves_all_steps_of_a_client_before_the_next_ones(turns, fast, slow, ends):
+    costs, clients, server = problem()
+    plan = Fixed(("cut", "cut")).plan(costs, clients, server)
+    simulated = simulate(LatencyModel(costs, clients, server), replace(plan, server_model="splitfed-v2", turns=turns))
+    assert bars(simulated, 0, "server") == fast
+    assert bars(simulated, 1, "server") == slow
+    assert simulated.ends == ends
+
+
+def test_one_server_side_model_is_not_averaged_and_not_in_two_steps_at_once():
+    costs, clients, server = problem()
+    costs = replace(costs, cuts=(replace(costs.cuts[0], weights=4), CutCost("end", 1, 1, 0, 0, 0, weights=400)))
+    plan = Fixed(("cut", "cut")).plan(costs, clients, server)
+    plan = replace(plan, server_model="splitfed-v2", turns=(0, 1), server_shares=(0.5, 0.5))
+    simulated = simulate(LatencyModel(costs, clients, server), plan)
+    assert simulated.aggregation == 2 * 2 * 1  # 2 FLOP for each client's one weight (4 bytes), at 1 FLOP/s
+    assert bars(simulated, 0, "server") == [(5, 9), (12, 16)]  # each begins 4 s later, for its weights
+    assert bars(simulated, 1, "server") == [(16, 20)]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_with_a_server_that_takes_no_time_it_is_the_formula(seed):
     costs, clients, _ = instance(seed, clients=4)
