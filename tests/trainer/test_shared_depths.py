@@ -6,6 +6,8 @@ In double precision: batch norm over few rows makes more of a rounding in single
 from __future__ import annotations
 
 import copy
+import itertools
+from functools import partial
 
 import lightning as L
 import pytest
@@ -18,6 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ServerProfile
+from lightning_edgesplit.errors import ImpossibleCutError
+from lightning_edgesplit.runtime.server import Server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
@@ -138,7 +142,8 @@ def average(clients, server, depths, samples):
 
 
 def split(cuts, count=4, **options):
-    return EdgeSplitStrategy(clients=count, cuts=cuts, server_model="shared", partition=None, timeout=30, **options)
+    options = {"partition": None, "timeout": 30, **options}
+    return EdgeSplitStrategy(clients=count, cuts=cuts, server_model="shared", **options)
 
 
 def loaders(data, parts=PARTS, sizes=BATCHES):
@@ -181,3 +186,212 @@ def test_clipping_by_value_with_cuts_of_several_depths():
     expected = one_pass(copy.deepcopy(module), data, [CUTS[c] for c in cuts], epochs=2, steps=100, clip=0.003)
     fit(module, loaders(data), split(cuts), gradient_clip_val=0.003, gradient_clip_algorithm="value")
     close(module, expected)
+
+
+@pytest.mark.parametrize("rule", ["keep", "average", "reset"])
+@pytest.mark.parametrize("at", [2, 3], ids=lambda n: f"after step {n}")
+def test_cuts_of_several_depths_go_on_from_a_checkpoint(tmp_path, rule, at):
+    """At the end of a round with the same bits; layers between cuts have a state here and one at a client."""
+    cuts, data, states = ["net.2", "net.0", "net.1", "net.0"], vectors(64), []
+    for path in (None, tmp_path / f"step={at}.ckpt"):
+        torch.manual_seed(1)
+        module = NormsAdamW()
+        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=at, save_top_k=-1)
+        trainer = L.Trainer(
+            strategy=split(cuts, round_steps=at, optimizer_state=rule), max_epochs=2, deterministic=True,
+            callbacks=[keep] if path is None else [], enable_checkpointing=path is None, default_root_dir=tmp_path,
+            **{**QUIET, "precision": "32-true"},
+        )  # fmt: skip
+        trainer.fit(module, loaders(data), ckpt_path=path)
+        assert trainer.global_step == 10
+        states.append(module.state_dict())
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+def test_the_gradient_of_the_deepest_cut_leaves_first(monkeypatch):
+    sent, send_to = [], Server._send_to
+
+    def watched(self, client, tensors, now):
+        sent.append(client)
+        send_to(self, client, tensors, now)
+
+    monkeypatch.setattr(Server, "_send_to", watched)
+    fit(Norms(), loaders(vectors(64)), split(["net.2", "net.0", "net.1", "net.0"]), epochs=1)
+    assert sent[:4] == [0, 2, 1, 3]  # the first client has one batch
+    assert sent[4:7] == [2, 1, 3]
+
+
+class Watched(Norms):
+    def on_train_batch_start(self, batch, batch_idx):
+        self.seen = [*getattr(self, "seen", []), batch[1].tolist()]
+
+
+def test_the_step_sees_its_labels_in_the_order_of_the_rows():
+    data, module = vectors(64), Watched()
+    fit(module, loaders(data), split(["net.2", "net.0", "net.1", "net.0"]), epochs=1)
+    labels = data.tensors[1]
+    assert module.seen[0] == labels[[*range(8, 13), *range(46, 50), *range(26, 33), *range(8)]].tolist()
+    assert module.seen[1] == labels[[*range(13, 18), *range(50, 54), *range(33, 40)]].tolist()
+
+
+class Dropouts(Layers):
+    def __init__(self):
+        super().__init__(nn.Linear(12, 12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 12), nn.Dropout(0.3))
+        self.head = nn.Linear(12, 10)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.net(batch[0])), batch[1])
+
+
+def test_dropout_between_and_behind_the_cuts_draws_one_stream_and_repeats():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        module = Dropouts()
+        fit(module, loaders(vectors(64)), split(["net.3", "net.0", "net", "net.0"]))
+        states.append(module.state_dict())
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+class Gate(nn.Module):
+    def __init__(self, masks=True):
+        super().__init__()
+        self.layer, self.masks = nn.Linear(12, 12), masks
+
+    def forward(self, x, mask):
+        return self.layer(x * mask[:, None] if self.masks else x)
+
+
+class Masked(Layers):
+    """The batch has a mask, which two layers may use."""
+
+    def __init__(self, first, second):
+        super().__init__(nn.Linear(12, 12), nn.Linear(12, 10))
+        self.gates = nn.ModuleList([Gate(first), Gate(second)])
+
+    def training_step(self, batch, batch_idx):
+        x = self.net[0](batch[0])
+        for gate in self.gates:
+            x = gate(x, batch[2])
+        return F.cross_entropy(self.net[1](x), batch[1])
+
+
+class Skipping(Layers):
+    """A cut inside the residual path, where two activations cross."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU())
+        self.head = nn.Linear(12, 10)
+
+    def training_step(self, batch, batch_idx):
+        x = self.net[0](batch[0])
+        return F.cross_entropy(self.head(x + self.net[2](self.net[1](x))), batch[1])
+
+
+class Twice(Layers):
+    """A layer without a class for batch statistics, which looks at its rows all the same."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 10))
+
+    def training_step(self, batch, batch_idx):
+        x = self.net[0](batch[0])
+        return F.cross_entropy(self.net[2](self.net[1](x - x.mean(0))), batch[1])
+
+
+def masked(samples):
+    return TensorDataset(*vectors(samples).tensors, torch.randint(0, 2, (samples,)))
+
+
+@feature(
+    '`server_model="shared"`, labels or masks used between the cuts', "refused", "their rows are those of all clients"
+)
+@pytest.mark.parametrize(
+    ("kind", "data", "cuts", "message"),
+    [
+        (partial(Masked, True, False), masked, ["net.0", "gates.0"], "other parts of the batch are needed than behind"),
+        (partial(Masked, True, True), masked, ["net.0", "gates.0"], "no labels or masks, whose rows are those of all"),
+        (Skipping, vectors, ["net.0", "net.1"], "more than one activation crosses at 'net.1'"),
+        (Twice, vectors, ["net.0", "net.1"], "gradients differ from the uncut step's"),
+    ],
+)
+def test_cuts_that_one_pass_cannot_have_are_refused_before_any_process_starts(kind, data, cuts, message, monkeypatch):
+    monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", None)
+    strategy = EdgeSplitStrategy(clients=2, cuts=cuts, server_model="shared", timeout=30)
+    with pytest.raises(ImpossibleCutError, match=message) as error:
+        fit(kind(), DataLoader(data(32), batch_size=8), strategy)
+    assert "give `cuts` one name for all" in str(error.value)
+
+
+def test_a_mask_behind_all_cuts_is_no_obstacle():
+    data, module = masked(24), Masked(False, True)
+    parts, sizes = [list(range(14)), list(range(14, 24))], [14, 10]
+    expected = copy.deepcopy(module).double()
+    optimizer = expected.optimizer(expected.parameters())
+    order = [*range(14, 24), *range(14)]  # nothing but the sum's order: the second client's rows come first
+    x, y, mask = data.tensors[0].double()[order], data.tensors[1][order], data.tensors[2][order]
+    x = expected.gates[1](expected.gates[0](expected.net[0](x), mask), mask)
+    F.cross_entropy(expected.net[1](x), y).backward()
+    optimizer.step()
+    fit(module, loaders(data, parts, sizes), split(["gates.0", "net.0"], 2), epochs=1)
+    for layer, own in ((module.net[1], expected.net[1]), (module.gates[1], expected.gates[1])):
+        torch.testing.assert_close(layer.state_dict(), own.state_dict(), rtol=1e-8, atol=1e-9)
+
+
+class Reused(Layers):
+    """One ReLU that is called behind every layer: cuts are its first and its third call."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 10))
+        self.relu = nn.ReLU()
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0]
+        for layer in self.net[:3]:
+            x = self.relu(layer(x))
+        return F.cross_entropy(self.net[3](x), batch[1])
+
+
+def test_a_module_that_is_called_several_times_may_be_the_cut_of_several_depths():
+    """Where there are no batch statistics, one round of one step is a step of SGD on all samples."""
+    data, module = vectors(24), Reused()
+    parts, sizes = [list(range(8)), list(range(8, 14)), list(range(14, 24))], [8, 6, 10]
+    expected = copy.deepcopy(module).double()
+    optimizer = expected.optimizer(expected.parameters())
+    x, y = data.tensors[0].double(), data.tensors[1]
+    for layer in expected.net[:3]:
+        x = F.relu(layer(x))
+    F.cross_entropy(expected.net[3](x), y).backward()
+    optimizer.step()
+    # each version of a layer has the gradient of its own rows; behind all cuts that is the gradient of all
+    fit(module, loaders(data, parts, sizes), split(["relu#3", "relu#1", "relu#2"], 3), epochs=1)
+    torch.testing.assert_close(module.net[3].state_dict(), expected.net[3].state_dict(), rtol=1e-6, atol=0)
+
+
+class Narrowing(Layers):
+    """The deeper a cut, the less crosses: slow clients had better cut early, and others late."""
+
+    def __init__(self):
+        sizes = [12, 64, 48, 24, 10]
+        super().__init__(*(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b)) for a, b in itertools.pairwise(sizes)))
+
+
+def profiles():
+    return [ClientProfile(f"c{k}", flops=speed) for k, speed in enumerate([1e6, 5e6, 1e9])]
+
+
+@pytest.mark.parametrize("policy", ["edgesplit", "exact", "joint"])
+def test_policies_mix_depths_and_every_client_keeps_its_cut(policy):
+    strategy = EdgeSplitStrategy(
+        clients=profiles(), policy=policy, server=ServerProfile(flops=1e9, uplink=1e6, downlink=1e6), clock="virtual",
+        server_model="shared", round_steps=2, participation=0.7, timeout=30,
+    )  # fmt: skip
+    module = Narrowing()
+    fit(module, DataLoader(vectors(96), batch_size=8), strategy, epochs=3)
+    assert len(set(strategy.plan.cuts)) > 1
+    kept = {}
+    for report in strategy.rounds:
+        for client in report.clients:
+            assert kept.setdefault(client.client, client.cut) == client.cut
+    assert len(kept) == 3
+    assert all(torch.isfinite(tensor).all() for tensor in module.state_dict().values())
