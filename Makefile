@@ -31,6 +31,7 @@ zoo: .venv/ready ## split every model of the zoo and train it beside plain Light
 bench: .venv/ready ## throughput against plain Lightning, and what splitting adds (about 8 minutes)
 	$(BIN)/python benchmarks/throughput.py --samples 2048 --epochs 1
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/shared.py
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.finding
 	$(BIN)/python -m benchmarks.scheduler --clients 10 1000 100000

@@ -3,8 +3,8 @@
 ResNet-18 on 32×32 images, 8 clients with batch 8 and four cuts. Both servers have the same server-side model and serve
 the same recorded smashed data, without any client: ``server_model="shared"`` in one pass, in which the deeper clients'
 samples come in at their cut, with one step of the optimizer; and arrival by arrival, each with its own, as
-``"splitfed-v2"`` does. The pairs are run in turn, and each ratio is of one pair, so that what else the machine does hits
-both. Taking frames from the links and encoding gradients counts; compute before the cuts, and links, do not.
+``"splitfed-v2"`` does. The pairs are run in turn, and each ratio is of one pair, so that what else the machine does
+hits both. Taking frames from the links and encoding gradients counts; compute before the cuts, and links, do not.
 
     python benchmarks/shared.py [--cuts layer1 layer2] [--pairs 7] [--threads 2]
 """

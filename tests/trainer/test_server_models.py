@@ -312,7 +312,7 @@ class NormBehindAdamW(NormBehind):
     optimizer = staticmethod(lambda p: torch.optim.AdamW(p, lr=0.003, eps=1e-3))
 
 
-@feature('`server_model="shared"`', how="one step of the server's per local step of all clients (PSL); one cut")
+@feature('`server_model="shared"`', how="one step of the server's per local step of all clients (PSL)")
 @pytest.mark.parametrize("kind", [NormBehind, NormBehindAdamW])
 @pytest.mark.parametrize("steps", [None, 2])
 def test_a_shared_model_takes_one_step_per_local_step_of_all(kind, steps):
