@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_edgesplit import ClientProfile, EdgeSplitStrategy, ServerProfile
 from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.runtime.server import Server
+from lightning_edgesplit.scheduling import Fixed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
@@ -192,7 +193,7 @@ def test_clipping_by_value_with_cuts_of_several_depths():
 @pytest.mark.parametrize("at", [2, 3], ids=lambda n: f"after step {n}")
 def test_cuts_of_several_depths_go_on_from_a_checkpoint(tmp_path, rule, at):
     """At the end of a round with the same bits; layers between cuts have a state here and one at a client."""
-    cuts, data, states = ["net.2", "net.0", "net.1", "net.0"], vectors(64), []
+    cuts, data, states = ["net.1", "net.0", "net.0", "net.2"], vectors(64), []
     for path in (None, tmp_path / f"step={at}.ckpt"):
         torch.manual_seed(1)
         module = NormsAdamW()
@@ -206,6 +207,14 @@ def test_cuts_of_several_depths_go_on_from_a_checkpoint(tmp_path, rule, at):
         assert trainer.global_step == 10
         states.append(module.state_dict())
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    if rule == "keep":  # what plain Lightning would take: the mean of whole states
+        saved = torch.load(tmp_path / f"step={at}.ckpt", weights_only=True)
+        clients, names = saved["edgesplit"]["clients"], [name for name, _ in module.named_parameters()]
+        samples = [min(len(part), at * size) for part, size in zip(PARTS, BATCHES, strict=True)]
+        for name in ("net.0.0.weight", "net.1.0.weight", "net.2.0.weight", "net.4.weight"):
+            own = [client["state"][name]["exp_avg"] for client in clients]
+            mean = sum(n / sum(samples) * x for n, x in zip(samples, own, strict=True))
+            torch.testing.assert_close(saved["optimizer_states"][0]["state"][names.index(name)]["exp_avg"], mean)
 
 
 def test_the_gradient_of_the_deepest_cut_leaves_first(monkeypatch):
@@ -374,6 +383,32 @@ class Narrowing(Layers):
     def __init__(self):
         sizes = [12, 64, 8, 8, 10]
         super().__init__(*(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b)) for a, b in itertools.pairwise(sizes)))
+
+
+class Turning:
+    """A policy that deals out its cuts otherwise whenever it is asked."""
+
+    name = "turning"
+
+    def __init__(self):
+        self.asked = 0
+
+    def plan(self, costs, clients, server, corrections=None):
+        self.asked += 1
+        names = [cut.name for cut in costs.cuts if cut.name.count(".") == 1]
+        cuts = tuple(names[(self.asked + k) % len(names)] for k in range(len(clients)))
+        return Fixed(cuts).plan(costs, clients, server, corrections)
+
+
+def test_a_policy_that_moves_cuts_does_not_move_those_of_a_shared_model():
+    policy = Turning()
+    strategy = EdgeSplitStrategy(clients=3, policy=policy, server_model="shared", round_steps=1, timeout=30)
+    fit(Norms(), DataLoader(vectors(48), batch_size=8), strategy, epochs=2)
+    cuts = [[client.cut for client in report.clients] for report in strategy.rounds]
+    assert policy.asked > 2
+    assert len(cuts) == 4
+    assert len(set(cuts[0])) == 3
+    assert all(own == cuts[0] for own in cuts)
 
 
 def profiles():
