@@ -75,12 +75,12 @@ def traffic(cut: str) -> tuple[float, float]:
     """Bytes on the wire over payload of a round of one client, and the share of server time before the cut."""
     module, before, receiving = Classifier(), [], ServerSide.receiving
 
-    def watched(self, tensors, outputs, notes, send, at_cut=lambda: None):
+    def watched(self, tensors, outputs, notes, send, at_cut=lambda: None, entering=()):
         def reached() -> None:
             before.append(time.perf_counter() - module.began)
             at_cut()
 
-        return receiving(self, tensors, outputs, notes, send, reached)
+        return receiving(self, tensors, outputs, notes, send, reached, entering)
 
     steps, split = 16, EdgeSplitStrategy(clients=1, cuts=cut)
     ServerSide.receiving = watched

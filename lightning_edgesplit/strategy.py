@@ -48,6 +48,7 @@ from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END, Cuts
 from lightning_edgesplit.splitting.batch import batch_size
+from lightning_edgesplit.splitting.mixing import Mixture
 from lightning_edgesplit.splitting.tree import flatten
 
 SPANS_KEPT = 50
@@ -159,6 +160,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._expected: tuple[list[int], SimulatedRound] | None = None
         self._timetable: Timetable | None = None
         self._last_layer: LastLayer | None = None
+        self._mixture: Mixture | None = None
         self._source: Any = None
         self._agenda = Rounds([])
         self._resume = Resume()
@@ -252,7 +254,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            # the cut of one model for all stays, and emulated times are the same in every run
+            # the cuts of one model for all stay, and emulated times are the same in every run
             learning=not (
                 torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
             ),
@@ -365,11 +367,13 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _check_plan(self, plan: Plan) -> None:
         """Refuses a plan that the server-side model cannot be trained with."""
         assert self._planner is not None
+        assert self._cutting is not None
         options.check_plan(plan, self.clock, self.server_model.name, self.second_cut, self._paced())
         cuts = [self._planner.cuts.find(name) for name in plan.cuts]
         self.server_model.check_cuts(plan.policy, cuts)
+        self._mixture = self._cutting.mixture(cuts) if self.server_model.together else None
         if self._last_layer is not None:
-            self._last_layer.check(self._trainer.lightning_module, cuts[0])
+            self._last_layer.check(self._trainer.lightning_module, cuts)
 
     def _begin_epoch(self) -> Iterator[Any]:
         """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""
@@ -406,6 +410,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
                 arbitration=planner.arbitration(self.plan, round_.steps),
                 longest_first=self.plan.order == "longest_first", turns=self.plan.turns,
+                mixture=self._mixture,
                 epoch=trainer.current_epoch, global_step=trainer.global_step, upload_state=whole.averages_states,
             )  # fmt: skip
             for _ in range(self._agenda.arrivals_in(round_)):

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.runtime import trained
-from lightning_edgesplit.splitting import Cuts, default_folder, find_cuts, time_cuts
+from lightning_edgesplit.splitting import Cut, Cuts, default_folder, find_cuts, time_cuts
+from lightning_edgesplit.splitting.mixing import Mixture, mix
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Cutting:
     context: Callable[[], AbstractContextManager[Any]]
     _proven: trained.Trained | None = field(default=None, init=False, repr=False)
     _watch: trained.Watch | None = field(default=None, init=False, repr=False)
+    _order: list[str] = field(default_factory=list, init=False, repr=False)
+    _mixtures: dict[tuple[str, ...], Mixture] = field(default_factory=dict, init=False, repr=False)
 
     def find(self) -> Cuts:
         """The proven and timed cuts of what is trained now; only those that were asked for, where some were.
@@ -53,11 +56,25 @@ class Cutting:
         )  # fmt: skip
         for name in self.wanted or ():
             cuts.find(name)
-        self._proven = self._trained()
+        self._proven, self._order, self._mixtures = self._trained(), [cut.name for cut in cuts], {}
         self._watch = trained.Watch(self.module, self.optimizer)
         return time_cuts(
             self.module, self.batch, cuts, self.optimizer, server_threads=self.threads, context=self.context
         )
+
+    def mixture(self, cuts: Sequence[Cut]) -> Mixture | None:
+        """The clients' cuts as those of one step of all, proven; None: they have one cut.
+
+        Raises:
+            ImpossibleCutError: If one step cannot begin at all of them.
+        """
+        different = {cut.name: cut for cut in sorted(cuts, key=lambda cut: self._order.index(cut.name))}
+        if len(different) == 1:
+            return None
+        key = tuple(different)
+        if key not in self._mixtures:
+            self._mixtures[key] = mix(self.module, self.batch, list(different.values()), self.context)
+        return self._mixtures[key]
 
     @property
     def outdated(self) -> bool:

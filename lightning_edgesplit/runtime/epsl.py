@@ -73,12 +73,22 @@ class LastLayer:
         with patched({layer: forward}):
             yield
 
-    def check(self, module: nn.Module, cut: Cut) -> None:
-        """Refuses a cut at which gradients cannot be aggregated.
+    def check(self, module: nn.Module, cuts: Sequence[Cut]) -> None:
+        """Refuses cuts at which gradients cannot be aggregated.
+
+        Args:
+            module: The LightningModule.
+            cuts: Every client's.
 
         Raises:
             ImpossibleCutError: Naming the cut, the reason and the way out.
         """
+        names, cut = list(dict.fromkeys(cut.name for cut in cuts)), cuts[0]
+        if len(names) > 1:
+            raise ImpossibleCutError(
+                f"aggregated > 0 takes the mean of smashed data over the clients, and these have the cuts"
+                f' {", ".join(names)}: give `cuts` one name for all, use policy="uniform", or {_WAY_OUT}.'
+            )
         own = {f"{self.name}.{name}" for name, _ in module.get_submodule(self.name).named_parameters()}
         assert cut.border is not None
         reasons = {

@@ -107,7 +107,8 @@ class Planner:
         trace: How the clients' conditions change over time; None: they do not.
         server_model: Which server-side model is trained.
         aggregated: EPSL's φ.
-        split: Whether the policy is not offered the whole model on the client, since a server-side model is needed.
+        split: Whether clients share a server-side model: the policy is not offered the whole model on the client, and
+            every client keeps the cut that it was given first.
         seed: What a random order of service is drawn by, with epoch and round.
     """
 
@@ -127,7 +128,7 @@ class Planner:
         split: bool = False,
         seed: int | str = 0,
     ) -> None:
-        self._split, self._kept = split, ""
+        self._split = split
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
@@ -152,13 +153,14 @@ class Planner:
         clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
         if at is not None and trace is not None:
             clients = [trace.at(profile.name, at).of(profile) for profile in clients]
-        if self._split and not isinstance(policy, Fixed):
-            kept = [self._kept] if self._kept else [cut.name for cut in costs.cuts if cut.name != END]
-            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name in kept) or costs.cuts)
-        some = self._as_trained(policy.plan(costs, clients, self.server, model.corrections), active)
-        if self._split:
-            self._kept = some.cuts[0]  # the cut of a model that all clients share stays
+        choices = self._choices(active) if self._split and not isinstance(policy, Fixed) else None
+        if choices is not None:
+            costs = replace(costs, cuts=tuple(cut for cut in costs.cuts if cut.name in choices) or costs.cuts)
+        planned = self._as_trained(policy.plan(costs, clients, self.server, model.corrections), active)
+        some = planned if choices is None else self._with_kept(planned, active, choices)
         expected = simulate(model, some, trace, at or 0.0)
+        if some.cuts != planned.cuts:
+            some = replace(some, predicted=expected.ends)
         places = {k: at for at, k in enumerate(active)}
 
         def spread(values: Sequence[Any], absent: Any) -> tuple[Any, ...]:
@@ -182,6 +184,16 @@ class Planner:
         ends, seconds = spread(expected.ends, 0.0), spread(expected.seconds, {})
         bars = tuple(replace(bar, client=active[bar.client]) for bar in expected.bars)
         return plan, replace(expected, ends=ends, seconds=seconds, bars=bars)
+
+    def _choices(self, active: Sequence[int]) -> set[str]:
+        """What a policy may choose from for a model that all clients share: the cuts that they have, which stay."""
+        kept = {name for k in active if (name := self._cuts[k]) is not None}
+        return kept if all(self._cuts[k] for k in active) else {cut.name for cut in self.cuts if cut.name != END}
+
+    def _with_kept(self, plan: Plan, active: Sequence[int], choices: set[str]) -> Plan:
+        """The plan with the cuts that these clients have, where it deals out those that they have otherwise."""
+        places = zip(active, plan.cuts, strict=True)
+        return replace(plan, cuts=tuple((self._cuts[k] if cut in choices else None) or cut for k, cut in places))
 
     def _as_trained(self, plan: Plan, active: Sequence[int]) -> Plan:
         """The plan of the clients `active` with the order of service and the server-side model of this run."""

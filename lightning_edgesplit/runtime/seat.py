@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,11 +146,22 @@ class Seat:
     def gradients(self, gradients: dict[str, Tensor]) -> None:
         self.behind.gradients = gradients
 
-    def restore(self, state: states.State, parameters: dict[str, nn.Parameter]) -> None:
-        """Takes a whole model's optimizer state, of which the client gets its side with the next round."""
-        self.state = defaultdict(dict, {parameters[name]: entries for name, entries in state.items()})
-        if self._shares:
-            self._restored = states.copy(state)
+    def restore(
+        self, state: states.State, parameters: dict[str, nn.Parameter], own: Collection[str] | None = None
+    ) -> None:
+        """Takes a whole model's optimizer state, of which the client gets its side with the next round.
+
+        Args:
+            state: The state.
+            parameters: The module's, by name.
+            own: Names of what the client itself had, of one server-side model for all clients; None: not known.
+        """
+        if not self._shares:
+            self.state = defaultdict(dict, {parameters[name]: entries for name, entries in state.items()})
+            return
+        # what lies between the cuts of two clients is trained by the one itself, and on the server for the other
+        self.state.update({parameters[n]: entries for n, entries in state.items() if own is None or n not in own})
+        self._restored = states.copy(state if own is None else {n: state[n] for n in own if n in state})
 
     @property
     def active(self) -> bool:
@@ -184,7 +195,11 @@ class Seat:
         self._sides = {}
 
     def move_state(
-        self, before: Iterable[str], parameters: dict[str, nn.Parameter], fresh: states.State | None
+        self,
+        before: Iterable[str],
+        parameters: dict[str, nn.Parameter],
+        fresh: states.State | None,
+        front: Collection[str] | None = None,
     ) -> states.State:
         """The optimizer state that goes to the client with the round; what the server needs stays here.
 
@@ -192,10 +207,12 @@ class Seat:
             before: Names of what was the client's side in its last round.
             parameters: The module's, by name.
             fresh: The state of a whole model to begin with; None: go on with what there is.
+            front: Names of what no server-side model has; None: of the client's side.
         """
         own = set(self.cut.client)
+        front = own if front is None else set(front)
         if fresh is None and self._shares:  # what was restored is each client's own; the cut does not move
-            for name in own & parameters.keys():
+            for name in front & parameters.keys():
                 self.state.pop(parameters[name], None)
             moved, self._restored = {n: s for n, s in self._restored.items() if n in own}, {}
             return moved
@@ -206,8 +223,8 @@ class Seat:
             for name in moved:
                 del self.state[parameters[name]]
             return moved
-        fresh = states.copy(fresh)
-        self.state = defaultdict(dict, {parameters[name]: s for name, s in fresh.items() if name not in own})
+        fresh = states.copy(fresh)  # the client's part is on its way before the server's optimizer changes its own
+        self.state = defaultdict(dict, {parameters[name]: s for name, s in fresh.items() if name not in front})
         return {name: entries for name, entries in fresh.items() if name in own}
 
     @property

@@ -19,7 +19,7 @@ from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.grants import Grants
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
-from lightning_edgesplit.runtime.joint import Joint, join
+from lightning_edgesplit.runtime.joint import Joint, join, join_by_depth
 from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
@@ -27,6 +27,7 @@ from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.runtime.wire import Frame, Kind, Link
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
+from lightning_edgesplit.splitting.mixing import Mixture
 from lightning_edgesplit.splitting.sides import Sides
 from lightning_edgesplit.splitting.step import Passed
 from lightning_edgesplit.splitting.tree import Structure
@@ -103,6 +104,7 @@ class Server:
         self._turns: Iterator[int] | None = None
         self._first: Callable[[Letter], float] | None = None
         self._joint: Joint | None = None
+        self._mixture: Mixture | None = None
         self._norm = 0, 0.0
         self._answer: tuple[list[Tensor], list[Tensor]] | None = None
         self._ended = threading.Event()
@@ -181,6 +183,7 @@ class Server:
         arbitration: Arbitration | None = None,
         longest_first: bool = False,
         turns: Sequence[int] = (),
+        mixture: Mixture | None = None,
         **about: Any,
     ) -> None:
         """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
@@ -192,19 +195,20 @@ class Server:
             arbitration: How the links are shared, where the server decides who uses them when; None: it does not.
             longest_first: Whether who has the longest way to go is served first, where no order is fixed.
             turns: Clients in the order in which they are served, each with all of its local steps; empty: none.
+            mixture: The cuts of all clients, where they differ and one step is a local step of all.
             about: More for every client: ``epoch``, ``global_step``, ``upload_state``.
         """
         self.grants.begin(arbitration)
         self._first = self.grants.most_urgent_first if longest_first and arbitration is not None else None
-        self.began, self.rules = time.monotonic(), dict(rules)
+        self.began, self.rules, self._mixture = time.monotonic(), dict(rules), mixture
         for seat, order in zip(self.seats, orders, strict=True):
             seat.services, seat.began, seat.grants, seat.handed_out = [], self.began, [], []
             seat.lost = seat.norm = 0.0
             if order.steps:
                 if self.kind.one and seat.orders is not None and seat.cut.name != order.cut.name:
                     raise ValueError(
-                        f'server_model="{self.kind.name}" keeps its cut, and the plan moves it from {seat.cut.name!r}'
-                        f" to {order.cut.name!r}: give `cuts` one name."
+                        f'server_model="{self.kind.name}" keeps its cuts, and the plan moves that of {seat.name} from'
+                        f" {seat.cut.name!r} to {order.cut.name!r}: name the cuts in `cuts`."
                     )
                 seat.orders = order
             elif seat.orders is not None:
@@ -229,8 +233,13 @@ class Server:
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
             self._start_client(client, start)
-        for client in clients[:1] if self.kind.one else clients:  # while they compute
+        for client in self._by_depth(clients)[:1] if self.kind.one else clients:  # while they compute
             self._begin_model(client, start)
+
+    def _by_depth(self, clients: Sequence[int]) -> list[int]:
+        """The clients with the shallowest cuts first; one server-side model is what lies behind the first one's."""
+        mixture = self._mixture
+        return sorted(clients, key=lambda k: 0 if mixture is None else mixture.depth(self.seats[k].cut))
 
     def _begin_model(self, client: int, start: Start) -> None:
         """Makes a client's server-side model of the aggregate; its first arrival needs it."""
@@ -245,7 +254,8 @@ class Server:
         assert order is not None
         seat.returned, seat.bytes_after = [], None
         seat.bytes_before = seat.link.sent, seat.link.received
-        state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state))
+        front = None if self._mixture is None else self._mixture.cuts[0].client
+        state, tensors = states.pack(seat.move_state(seat.holds, self.sides.parameters, start.fresh_state, front))
         seat.holds = order.cut.client
         news, seat.trained = None if start.trained == seat.trained else start.trained, start.trained
         seat.groups = self.hyper_parameters()
@@ -311,8 +321,12 @@ class Server:
         for letter in letters:
             self.seats[letter.link].left -= 1
             self.seats[letter.link].services.append(Service(letter.arrived, begun=begun))
-        self._joint = join(self.seats, clients, [letter.frame for letter in letters], self.seats[clients[0]].cut)
-        return clients[0], self._joint.frame
+        frames = [letter.frame for letter in letters]
+        if self._mixture is None:
+            self._joint = join(self.seats, clients, frames, self.seats[clients[0]].cut)
+        else:
+            self._joint = join_by_depth(self.seats, clients, frames, self._mixture)
+        return self._joint.clients[0], self._joint.frame
 
     def forget_cuts(self) -> None:
         """Forgets what was kept of cuts: those of the next round may have the same names and be others."""
@@ -444,12 +458,16 @@ class Server:
         server_side = seat.server_side(self.module)
 
         def send(gradients: list[Tensor]) -> None:
-            stretch(seat, seat.services[-1], frame, forward=False)
+            self._stretch(seat, frame)
             state = [seat.generator] if seat.cut.back is None and seat.generator is not None else []
             if seat.cut.tied:
                 self._answer = gradients, state  # until the gradients of tied weights are complete
             else:
                 self._send_gradients(client, gradients, state)
+
+        def send_newcomers(newcomer: int, tensors: list[Tensor]) -> None:
+            self._stretch(seat, frame)
+            self._send_to(newcomer, tensors, time.monotonic())
 
         def log_behind_the_cut(*args: Any, **kwargs: Any) -> None:
             if server_side.cut_was_reached:
@@ -465,9 +483,10 @@ class Server:
         assert seat.cut.border is not None
         crossing = frame.tensors[: len(seat.cut.border.tensors)]
         notes = frame.about.get("notes", ())
+        entering = [] if self._joint is None else self._joint.entering(send_newcomers)
         self.module.__dict__["log"] = log_behind_the_cut
         try:
-            with server_side.receiving(crossing, outputs, notes, send, at_cut) as passed:
+            with server_side.receiving(crossing, outputs, notes, send, at_cut, entering) as passed:
                 yield passed
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
@@ -500,13 +519,28 @@ class Server:
         now = time.monotonic()
         own = [(client, [*gradients, *state])] if self._joint is None else self._joint.divided(gradients, state)
         for receiver, tensors in own:
-            seat = self.seats[receiver]
-            seat.services[-1].sent = now
-            frame = Frame(Kind.GRADIENT, tensors, self._news(seat))
-            if seat.orders is not None and seat.orders.compression == "int8" and seat.cut.border is not None:
-                frame, lost, norm = compressed(frame, len(seat.cut.border.tensors))
-                seat.lost, seat.norm = seat.lost + lost, seat.norm + norm
-            self.hand_out(receiver, frame)
+            self._send_to(receiver, tensors, now)
+
+    def _send_to(self, client: int, tensors: Sequence[Tensor], now: float) -> None:
+        seat = self.seats[client]
+        seat.services[-1].sent = now
+        frame = Frame(Kind.GRADIENT, tensors, self._news(seat))
+        if seat.orders is not None and seat.orders.compression == "int8" and seat.cut.border is not None:
+            frame, lost, norm = compressed(frame, len(seat.cut.border.tensors))
+            seat.lost, seat.norm = seat.lost + lost, seat.norm + norm
+        self.hand_out(client, frame)
+
+    def _stretch(self, seat: Seat, frame: Frame) -> None:
+        """Waits until the emulated server would be done: with each client's part, where the step is one of several."""
+        if self._joint is None:
+            stretch(seat, seat.services[-1], frame, forward=False)
+            return
+        seconds = sum(
+            (orders.server_seconds or 0.0) * samples
+            for client, samples in zip(self._joint.clients, self._joint.samples, strict=True)
+            if (orders := self.seats[client].orders) is not None
+        )
+        time.sleep(max(0.0, seat.services[-1].begun + seconds - time.monotonic()))
 
     def before_backward(self, client: int) -> None:
         """Gives the module the gradients that this client has accumulated so far."""

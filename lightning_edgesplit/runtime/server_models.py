@@ -62,22 +62,23 @@ class ServerModel:
         if not self.one:
             return
         asked = f'server_model="{self.name}"'
-        names = list(dict.fromkeys(cut.name for cut in cuts))
-        if len(names) > 1:
+        different = {cut.name: cut for cut in cuts}
+        if len(different) > 1 and not self.together:
             raise ValueError(
                 f"{asked} has one server-side model for all clients, and the plan of policy {policy!r} has the cuts"
-                f' {", ".join(names)}: give `cuts` one name for all, or use policy="uniform".'
+                f' {", ".join(different)}: give `cuts` one name for all, or use policy="uniform".'
             )
-        if names[0] == END:
+        if END in different:
             raise ValueError(
                 f'{asked} needs layers behind the cut, and the cut is "{END}": name another, or use "per_client".'
             )
-        if self.together and (cuts[0].tied or (cuts[0].border is not None and cuts[0].border.reads)):
-            raise ValueError(
-                f"{asked} makes one step of all clients' steps, and at the cut {names[0]!r} tied weights"
-                " or numbers that the step reads off tensors cross, which differ between clients: name another cut, or"
-                ' use server_model="splitfed-v2".'
-            )
+        for name, cut in different.items():
+            if self.together and (cut.tied or (cut.border is not None and cut.border.reads)):
+                raise ValueError(
+                    f"{asked} makes one step of all clients' steps, and at the cut {name!r} tied weights"
+                    " or numbers that the step reads off tensors cross, which differ between clients: name another cut,"
+                    ' or use server_model="splitfed-v2".'
+                )
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,20 @@ class Shared(ServerModel):
     ``aggregated`` φ > 0 the backward pass is EPSL's: `runtime.epsl`. Client-side models are averaged at the end of a
     round, with the weights n_k / Σn; PSL's and EPSL's papers leave them apart, and here validation, checkpoints and the
     next round have one whole model. With `round_steps=None` that is once per epoch.
+
+    Cuts may differ between clients (ours: the papers have one). The server still makes one pass: the rows are sorted by
+    depth, then by the clients' numbers; the step begins at the shallowest cut, and at each deeper one the smashed data
+    of the clients with that cut are concatenated behind the rows that are in (`splitting.mixing`). So the server-side
+    version of a layer w is trained, with one optimizer state, by those clients whose cut lies before it, on their rows
+    alone (batch statistics too): its gradient is that of L = Σ_k (b_k / n) L_k over all n samples, for the server-side
+    w. A client whose cut lies behind the layer has, for the round, a version of its own, with an optimizer state of its
+    own, and gets the rows of L's gradient at its cut. Where no such client has a batch left, the server-side version
+    takes no step. At the end of a round whole models are averaged,
+
+        w ← Σ_k (n_k / Σn) w_k,  w_k: client k's own version if the layer lies before its cut, else the server-side one
+
+    buffers included; all versions begin the next round with that. With ``optimizer_state="keep"`` their states stay
+    apart.
     """
 
     name: str = "shared"

@@ -87,7 +87,7 @@ class WholeModels:
             behind = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             copied = states.copy({**behind, **own})
             where = {"position": about["position"], "tensors": list(rest)}
-            positions.append({"name": seat.name, "epoch": seat.epoch, "state": copied, **where})
+            positions.append({"name": seat.name, "epoch": seat.epoch, "state": copied, "own": list(own), **where})
         if len(positions) == 1 and not self._server.in_mid_round:
             positions[0]["tensors"][0] = torch.get_rng_state()
         return positions
@@ -105,7 +105,7 @@ class WholeModels:
             self._mean_state = whole
         for client, seat in enumerate(self._seats):
             own = states.copy(whole if positions is None else positions[client]["state"])
-            seat.restore(own, self._sides.parameters)
+            seat.restore(own, self._sides.parameters, None if positions is None else positions[client].get("own"))
             if positions is not None:
                 seat.epoch = self._epoch_of(positions[client], epoch)
                 if len(self._seats) == 1:
@@ -163,6 +163,8 @@ class WholeModels:
             own = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             whole.append({**own, **states.unpack(about["state"], tensors)})
         mean = states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])
-        if self._server.kind.one:  # not rounded
-            mean.update(states.copy(states.read(self._seats[0].state, self._sides.parameters, self._sides.parameters)))
+        if self._server.kind.one:  # what no client has is not rounded
+            front = {name for letter in letters for name in self._seats[letter.link].cut.client}
+            behind = [name for name in self._sides.parameters if name not in front]
+            mean.update(states.copy(states.read(self._seats[0].state, self._sides.parameters, behind)))
         return mean

@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_edgesplit.errors import ImpossibleCutError
-from lightning_edgesplit.splitting.along import Along, Between, described, imagined
+from lightning_edgesplit.splitting.along import Along, Between, described, imagined, patched
 from lightning_edgesplit.splitting.batch import step_arguments
 from lightning_edgesplit.splitting.cuts import Border, Cut
 from lightning_edgesplit.splitting.tree import Structure, flatten
@@ -160,6 +161,11 @@ def run_client_side(
     return part
 
 
+def _path(cut: Cut) -> tuple[str, ...]:
+    assert cut.border is not None
+    return cut.border.path
+
+
 def _went_elsewhere(border: Border) -> ImpossibleCutError:
     return ImpossibleCutError(
         f"training_step did not come to the cut {border.path[-1]!r} as on the sample batch: its path depends on the"
@@ -200,6 +206,69 @@ def _received(border: Border, tensors: Sequence[Tensor], send: Callable[[list[Te
     return [next(live) if wanted else x for x, (_, _, wanted) in zip(tensors, border.tensors, strict=True)]
 
 
+class _Enter(torch.autograd.Function):
+    """Rows that come in behind those that are in: one tensor of all, and the gradient of the new ones handed out."""
+
+    @staticmethod
+    def forward(ctx: Any, send: Callable[[Tensor], None], running: Tensor, *parts: Tensor) -> Tensor:
+        ctx.send, ctx.rows, ctx.parts = send, len(running), len(parts)
+        return torch.cat([running, *parts])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        ctx.send(gradient[ctx.rows :])
+        return (None, gradient[: ctx.rows], *[None] * ctx.parts)
+
+
+@dataclass
+class Newcomers:
+    """Samples that come into a step at a cut deeper than that at which it begins; see `splitting.mixing`.
+
+    Attributes:
+        cut: Their cut, at which one activation is all that crosses.
+        call: Which call of the cut's module it is, of those that end behind the cut at which the step begins; from 1.
+        parts: The smashed data of each client, [b_k, …].
+        send: Called in the backward pass with their gradient, [Σ_k b_k, …].
+    """
+
+    cut: Cut
+    call: int
+    parts: Sequence[Tensor]
+    send: Callable[[Tensor], None]
+    _ended: int = field(default=0, init=False)
+
+    @property
+    def entered(self) -> bool:
+        """Whether they are in."""
+        return self._ended >= self.call
+
+    def after(self, output: Any, rows: int) -> Any:
+        """What a call of the cut's module returned; with the newcomers behind the rows that are in, if it is the one.
+
+        Raises:
+            ImpossibleCutError: If the activation does not have one row for each of the samples that are in, or is of
+                another shape or type than the newcomers'.
+        """
+        self._ended += 1
+        if self._ended != self.call:
+            return output
+        border = self.cut.border
+        assert border is not None
+        leaves, structure = flatten(output)
+        at, running = border.tensors[0][1], leaves[border.tensors[0][1]]
+        fits = isinstance(running, Tensor) and bool(running.ndim) and len(running) == rows
+        for part in self.parts:
+            fits = fits and part.shape[1:] == running.shape[1:] and part.dtype == running.dtype
+        if not fits:
+            raise ImpossibleCutError(
+                f"at the cut {self.cut.name!r} {' and '.join(str([*part.shape]) for part in self.parts)} should come in"
+                f" behind {rows} samples, whose activation is {described(running)}: give `cuts` one name for all"
+            )
+        leaves[at] = _Enter.apply(self.send, running, *self.parts)
+        return structure.build(leaves)
+
+
 class _Stubs:
     """Outputs of modules that the other side ran: what was received of them, and shells for the rest."""
 
@@ -237,6 +306,7 @@ class ServerSide:
         notes: Sequence[Any],
         send: Callable[[list[Tensor]], None],
         at_cut: Callable[[], None] = lambda: None,
+        entering: Sequence[Newcomers] = (),
     ) -> Iterator[Passed]:
         """While this is open, one call of ``training_step`` begins at the cut, and ends at the second one if there is.
 
@@ -246,6 +316,7 @@ class ServerSide:
             notes: `ClientPart.notes`.
             send: Called in the backward pass with the gradients of the tensors that have one.
             at_cut: Called when the cut is reached, before anything behind it runs.
+            entering: Samples that come in behind it, at deeper cuts, shallow to deep.
 
         Yields:
             What goes back to the client at the second cut, attached to the graph; empty until the step is there.
@@ -286,8 +357,10 @@ class ServerSide:
             received=notes,
         )
         returned = Passed([], coming_back, structures, between.noted)
+        reads = self.border.reads or (back is not None and back.reads)
+        come_in = self._coming_in(along, entering, tensors) if entering else nullcontext()
         try:
-            with along.patched(), between if self.border.reads or (back is not None and back.reads) else nullcontext():
+            with along.patched(), come_in, between if reads else nullcontext():
                 yield returned
         except _CutReached:
             assert back is not None
@@ -298,6 +371,34 @@ class ServerSide:
         if not along.ended:
             missed = self.border if along.position < first or back is None else back
             raise ImpossibleCutError(f"training_step ended on the server without reaching the cut {missed.path[-1]!r}.")
+        for newcomers in entering:
+            if not newcomers.entered:
+                raise _went_elsewhere(newcomers.cut.border or self.border)
+
+    @contextmanager
+    def _coming_in(self, along: Along, entering: Sequence[Newcomers], tensors: Sequence[Tensor]) -> Iterator[None]:
+        """While this is open, samples come in at the cuts behind the one where the step begins."""
+        at_first = next(x for x, (_, _, wanted) in zip(tensors, self.border.tensors, strict=True) if wanted)
+        rows = len(at_first)
+        first, waiting = self._module.get_submodule(self.border.path[-1]), list(entering)
+
+        def call(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal rows
+            before = along.ended
+            output = forward(*args, **kwargs)
+            # calls before the cut are stubs; so is the cut's own, where this is the same module
+            if not along.ended or (module is first and not before):
+                return output
+            for newcomers in [n for n in waiting if modules[n.cut.name] is module]:
+                output = newcomers.after(output, rows)
+                if newcomers.entered:
+                    waiting.remove(newcomers)
+                    rows += sum(len(part) for part in newcomers.parts)
+            return output
+
+        modules = {n.cut.name: self._module.get_submodule(_path(n.cut)[-1]) for n in entering}
+        with patched({m: partial(call, m, m.forward) for m in dict.fromkeys(modules.values())}):
+            yield
 
 
 class _HandedBack(torch.autograd.Function):

@@ -161,3 +161,20 @@ def test_a_radio_rate_limits_the_uplink_and_nothing_else():
     assert bars(simulated, 0, "upload") == [(13, 15)]
     assert bars(simulated, 1, "uplink") == [(3, 4)], "its own link is slower than the radio"
     assert bars(simulated, 0, "download") == [(0, 1)]
+
+
+def test_a_server_model_that_all_share_works_for_each_client_behind_its_own_cut():
+    shallow = CutCost("shallow", client_forward=1, client_backward=1, server=4, smashed=0, gradient=0, weights=8)
+    deep = CutCost("deep", client_forward=2, client_backward=2, server=1, smashed=0, gradient=0, weights=24)
+    clients = [ClientProfile("near", flops=1), ClientProfile("far", flops=1 / 3)]
+    costs, server = Costs((shallow, deep), (1, 1), (2, 1)), ServerProfile(flops=1)
+    plan = replace(Fixed(("shallow", "deep")).plan(costs, clients, server), server_model="shared")
+    simulated = simulate(LatencyModel(costs, clients, server), plan)
+    # by hand: near is there at 1, far at 6; the server works 4 + 1 s for both; near, back at 12, is there again at 13
+    # and has the server, for its own 4 s, alone; far is done at 11 + 6
+    assert bars(simulated, 0, "server") == [(6, 11), (13, 17)]
+    assert bars(simulated, 1, "server") == [(6, 11)]
+    assert bars(simulated, 0, "wait") == [(1, 6)]
+    assert simulated.ends == (18, 17)
+    assert simulated.server_seconds == 9
+    assert simulated.aggregation == 2 * 2 * 24 / 4  # the larger side, of both

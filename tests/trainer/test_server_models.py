@@ -312,7 +312,7 @@ class NormBehindAdamW(NormBehind):
     optimizer = staticmethod(lambda p: torch.optim.AdamW(p, lr=0.003, eps=1e-3))
 
 
-@feature('`server_model="shared"`', how="one step of the server's per local step of all clients (PSL); one cut")
+@feature('`server_model="shared"`', how="one step of the server's per local step of all clients (PSL)")
 @pytest.mark.parametrize("kind", [NormBehind, NormBehindAdamW])
 @pytest.mark.parametrize("steps", [None, 2])
 def test_a_shared_model_takes_one_step_per_local_step_of_all(kind, steps):
@@ -509,8 +509,14 @@ def test_what_does_not_go_together_is_refused(options, message):
 @pytest.mark.parametrize(
     ("strategy", "trainer", "message"),
     [
-        ({"cuts": ["net.0", "net.2"]}, {}, "has the cuts net.0, net.2: give `cuts` one name"),
+        (
+            {"cuts": ["net.0", "net.2"], "server_model": "splitfed-v2"},
+            {},
+            "the cuts net.0, net.2: give `cuts` one name",
+        ),
         ({"cuts": "end"}, {}, 'the cut is "end"'),
+        ({"cuts": ["net.0", "end"]}, {}, 'the cut is "end"'),
+        ({"cuts": ["net.0", "net.2"], "aggregated": 0.5}, {}, "aggregated > 0 takes the mean of smashed data"),
         ({"cuts": "net.0"}, {"accumulate_grad_batches": 2}, "`accumulate_grad_batches`.*all clients step at once"),
         ({"cuts": "net.0"}, {"gradient_clip_val": 0.1}, "`gradient_clip_val`.*clip by value"),
     ],
@@ -518,7 +524,12 @@ def test_what_does_not_go_together_is_refused(options, message):
 def test_what_a_shared_model_cannot_do_is_refused_before_any_process_starts(strategy, trainer, message, monkeypatch):
     monkeypatch.setattr("lightning_edgesplit.launcher.ForkLauncher", None)
     with pytest.raises(ValueError, match=message):
-        fit(Deterministic(), vectors(32), EdgeSplitStrategy(clients=2, server_model="shared", **strategy), **trainer)
+        fit(
+            Deterministic(),
+            vectors(32),
+            EdgeSplitStrategy(clients=2, **{"server_model": "shared", **strategy}),
+            **trainer,
+        )
 
 
 class Deepest:
