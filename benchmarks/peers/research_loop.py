@@ -1,0 +1,47 @@
+"""A split-learning loop as research code has it (`systems/research.py`) beside ours: the same cut, batches and cores.
+
+Both train a server-side model per client and average whole models after each round; the weights after the first round
+must not differ by more than 1e-4. `steady`: the loop's seconds per round over ours, without the first; `first_round`: the
+same from the start of the process to the end of the first round. It needs nothing beyond '.[recipes]' (torchvision).
+
+    python -m benchmarks.peers.research_loop [--pairs 5] [--samples 1024]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.peers import measure
+from benchmarks.peers.measure import System
+from benchmarks.peers.work import Work
+
+CUT = "layer2"
+CLOSE = 1e-4
+
+
+def compare(work: Work, pairs: int) -> dict[str, Any]:
+    """Figures, and rows for a table.
+
+    Raises:
+        RuntimeError: If the two have not trained the same.
+    """
+    systems = {"research loop": System("research", {"cut": CUT}), "ours": System("ours", {"cuts": CUT})}
+    runs = measure.interleaved(systems, work, pairs)
+    theirs, ours = runs.values()
+    apart = measure.difference(theirs[0].weights, ours[0].weights)
+    print(f"weights after one round, the loop's and ours: largest difference {apart:.2g}")
+    if not apart <= CLOSE:
+        raise RuntimeError(f"the loop's weights and ours differ by {apart:.2g} after one round, more than {CLOSE}")
+    return {
+        **measure.figures(theirs, ours),
+        "cut": CUT,
+        "largest_difference": apart,
+        "seconds": measure.seconds(runs),
+        "threads": {"research loop": "1 per client, 1 per client on the server", "ours": f"1 per client, server {work.cores}"},
+        "rows": measure.rows(runs),
+        **measure.about(work),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    measure.main("research_loop", __doc__, compare)
