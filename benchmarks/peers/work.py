@@ -60,7 +60,7 @@ class Work:
         return self.samples // self.batch
 
     def model(self) -> nn.Module:
-        """torchvision's ResNet-18, the same weights wherever it is made."""
+        """Torchvision's ResNet-18, the same weights wherever it is made."""
         from torchvision.models import resnet18
 
         torch.manual_seed(self.seed)
