@@ -1,9 +1,9 @@
 """Flower's simulation beside ours: four clients, ResNet-18, the same shards, batches, steps and cores.
 
-Flower runs FedAvg with one core and one thread of torch for each client, as its PyTorch quickstart is written. Ours does
-the same (`cuts="end"`), from which the weights after the first round must not differ by more than 1e-4; and split training
-at four different layers. Each run is a process of its own, in turn. `steady`: Flower's seconds per round over ours,
-without the first; `first_round`: the same from the start of the process to the end of the first round.
+Flower runs FedAvg with one core and one thread of torch for each client, as its PyTorch quickstart is written. Ours
+does the same (`cuts="end"`), and the weights after the first round must not differ by more than 1e-4; and split
+training at four different layers. Each run is a process of its own, in turn. `steady`: Flower's seconds per round over
+ours, without the first; `first_round`: the same from the start of the process to the end of the first round.
 
     pip install 'flwr[simulation]'   # or '.[peers]'
     python -m benchmarks.peers.flower [--pairs 5] [--samples 1024]
@@ -48,7 +48,7 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
         "largest_difference": apart,
         "largest_difference_split": measure.difference(theirs[0].weights, split[0].weights),
         "seconds": measure.seconds(runs),
-        "threads": {"Flower": f"1 per client, {work.cores} clients at a time", "ours": f"1 per client, server {work.cores}"},
+        "threads": {"Flower": f"1 for each of {work.cores} clients at a time", "ours": f"1 per client, server {work.cores}"},
         "rows": measure.rows(runs),
         **measure.about(work, "flwr", "ray"),
     }  # fmt: skip

@@ -2,9 +2,9 @@
 
 Its HivemindStrategy is no split learning: every peer trains the whole model, and peers found through a distributed hash
 table average gradients whenever they have together seen `target_batch_size` samples. Version 0.1.0, of March 2023, asks
-for hivemind 1.1.0 to 1.1.5, which are source distributions that need `pkg_resources` to build: setuptools no longer has
-it. Beside a newer hivemind it is imported only as far as the installed Lightning still has the names that it takes. What
-the import says is the reason in the JSON.
+for hivemind 1.1.0 to 1.1.5, which are source distributions that need `pkg_resources` to build: setuptools no longer
+has it. Beside a newer hivemind its import gets as far as the installed Lightning has the names that it takes. What the
+import says is the reason in the JSON.
 
 hivemind alone is not compared either: its peers are asynchronous, so that none does a fixed number of steps in a round,
 and wait in each for others to turn up (`matchmaking_time`, 3 to 5 s on one machine by its manual): a ratio would tell
@@ -46,8 +46,8 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
             f"lightning-hivemind cannot be imported with {found}: {tried.stderr.splitlines()[-1]}"
         )
     raise measure.MissingError(
-        f"lightning-hivemind can be imported with {found}, but trains whole models on asynchronous peers, which is no work"
-        " of ours: see the docstring of benchmarks/peers/hivemind.py"
+        f"lightning-hivemind can be imported with {found}, but trains whole models on asynchronous peers, which is no"
+        " work of ours: see the docstring of benchmarks/peers/hivemind.py"
     )
 
 

@@ -122,7 +122,7 @@ def check_same_work(runs: Mapping[str, Run], work: Work) -> None:
 
 
 def interleaved(systems: Mapping[str, System], work: Work, pairs: int) -> dict[str, list[Run]]:
-    """All systems in turn, so often, every other time in the opposite order, so that what else the machine does hits all.
+    """All systems in turn, every other time in the opposite order, so that what else the machine does hits all.
 
     Raises:
         RuntimeError: If a run fails, or has not done the work.

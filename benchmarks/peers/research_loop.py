@@ -1,9 +1,10 @@
 """A split-learning loop as research code has it (`systems/research.py`) beside ours: the same cut, batches and cores.
 
 Both train a server-side model per client and average whole models after each round; the weights after the first round
-must not differ by more than 1e-4. `steady`: the loop's seconds per round over ours, without the first; `first_round`: the
-same from the start of the process to the end of the first round. It needs nothing beyond '.[recipes]' (torchvision).
+must not differ by more than 1e-4. `steady`: the loop's seconds per round over ours, without the first; `first_round`:
+the same from the start of the process to the end of the first round.
 
+    pip install '.[recipes]'   # torchvision; no peer
     python -m benchmarks.peers.research_loop [--pairs 5] [--samples 1024]
 """
 
@@ -37,7 +38,7 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
         "cut": CUT,
         "largest_difference": apart,
         "seconds": measure.seconds(runs),
-        "threads": {"research loop": "1 per client, 1 per client on the server", "ours": f"1 per client, server {work.cores}"},
+        "threads": {"research loop": "1 per client on either side", "ours": f"1 per client, server {work.cores}"},
         "rows": measure.rows(runs),
         **measure.about(work),
     }  # fmt: skip

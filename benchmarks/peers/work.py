@@ -48,8 +48,8 @@ class Work:
                 raise ValueError(f"{option}={getattr(self, option)} must be at least 1.")
         if self.samples % (self.clients * self.batch):
             raise ValueError(
-                f"samples={self.samples} of {self.clients} clients are no whole batches of {self.batch}: give a multiple"
-                f" of {self.clients * self.batch}, so that every client weighs the same."
+                f"samples={self.samples} of {self.clients} clients are no whole batches of {self.batch}: give a"
+                f" multiple of {self.clients * self.batch}, so that every client weighs the same."
             )
         if self.rounds < 2:
             raise ValueError(f"rounds={self.rounds} must be at least 2: the first is not counted as a steady one.")

@@ -71,7 +71,7 @@ def test_shards_are_all_samples_once_in_whole_batches():
     work = Work(clients=4, samples=256, batch=32)
     assert [number for client in range(4) for number in work.shard(client)] == list(range(256))
     assert sum(len(work.loader(client, work.data())) for client in range(4)) == work.steps == 8
-    with pytest.raises(ValueError, match="samples=200 .* multiple of 128"):
+    with pytest.raises(ValueError, match=r"samples=200 .* multiple of 128"):
         Work(clients=4, samples=200, batch=32)
 
 

@@ -2,9 +2,9 @@
 
 Written anew after the habits of public repositories of SplitFed on several processes: messages are pickles behind their
 length; the server has a thread per client, and copies the whole model for each of them in every round; FedAvg adds up
-state dicts and divides. Nothing is in it to make it slow: clients are forked, after the imports, and compute at the same
-time; each process and thread computes with one thread of torch, so that four clients and their server do not get into
-each other's way; Nagle's algorithm is off.
+state dicts and divides. Nothing is in it to make it slow: clients are forked, after the imports, and compute at the
+same time; each process and thread computes with one thread of torch, so that four clients and their server do not get
+into each other's way; Nagle's algorithm is off.
 """
 
 from __future__ import annotations

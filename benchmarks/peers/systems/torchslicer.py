@@ -1,4 +1,4 @@
-"""TorchSlicer: one model in two parts, each in a worker process; a coordinator, which has the data, drives the batches."""
+"""TorchSlicer: one model in two parts, each in a worker process; a coordinator, which has the data, sends batches."""
 
 from __future__ import annotations
 
