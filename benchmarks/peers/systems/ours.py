@@ -41,10 +41,16 @@ class Classifier(L.LightningModule):
         return optimizer(self)
 
 
-def play(work: Work, record: Record, cuts: str | Sequence[str], optimizer_state: str = "reset") -> None:
-    """Trains; each client has one thread of torch, the server `work.cores`."""
+def play(
+    work: Work,
+    record: Record,
+    cuts: str | Sequence[str],
+    optimizer_state: str = "reset",
+    threads: int | None = None,
+) -> None:
+    """Trains; each client has one thread of torch, the server `threads`, else `work.cores`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(work.cores)
+    torch.set_num_threads(threads or work.cores)
     strategy = EdgeSplitStrategy(
         clients=work.clients,
         cuts=cuts,

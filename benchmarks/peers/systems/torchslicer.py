@@ -60,11 +60,11 @@ def _free_ports() -> tuple[int, int, int]:
 
 
 @contextmanager
-def worker(port: int, work: Work) -> Iterator[None]:
-    """A worker process; parts compute in turn, so that each may have all cores."""
+def worker(port: int, threads: int) -> Iterator[None]:
+    """A worker process."""
     env = {
         "PORT": str(port), "WORKER_ADDRESS": f"127.0.0.1:{port}", "DEVICE": "cpu", "TENSOR_TRANSPORT": "tcp",
-        "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": str(work.cores),
+        "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": str(threads),
     }  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", WORKER], env={**os.environ, **env})
     try:
@@ -76,8 +76,12 @@ def worker(port: int, work: Work) -> Iterator[None]:
             process.wait()
 
 
-def play(work: Work, record: Record) -> None:
-    """Trains over its TCP transport, its faster one, without micro-batches: as many steps as ours."""
+def play(work: Work, record: Record, threads: int | None = None) -> None:
+    """Trains over its TCP transport, its faster one, without micro-batches: as many steps as ours.
+
+    The parts compute in turn, so that each may have all cores, unless `threads` says otherwise.
+    """
+    threads = threads or work.cores
     coordinator, *ports = _free_ports()
     loader = Counted(work.loader(0, work.data()))
     config = RunConfig(
@@ -86,7 +90,7 @@ def play(work: Work, record: Record) -> None:
         startup=StartupConfig(worker_init_max_attempts=600, worker_init_delay_s=0.1),
     )
     config.fault_tolerance.max_retries = 0
-    with worker(ports[0], work), worker(ports[1], work):
+    with worker(ports[0], threads), worker(ports[1], threads):
         executor = torchslicer.DistributedExecutor(
             discovery=torchslicer.StaticDiscovery([f"127.0.0.1:{port}" for port in ports]),
             coordinator_addr=f"127.0.0.1:{coordinator}",
