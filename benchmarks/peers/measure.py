@@ -26,6 +26,8 @@ from torch import Tensor
 from benchmarks.peers.work import Work
 
 ROOT = Path(__file__).parents[2]
+CLOSE = 1e-4
+"""Largest difference of two systems' weights after a round that counts as rounding."""
 TIME_LIMIT = 1800.0
 """Seconds after which a run counts as hung."""
 QUIET = {
@@ -158,6 +160,26 @@ def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
         raise ValueError(f"two models with other entries: {sorted(a.keys() ^ b.keys())}")
     floating = [name for name in a if a[name].is_floating_point() and b[name].is_floating_point()]
     return max((a[name].double() - b[name].double()).abs().max().item() for name in floating)
+
+
+def check_same_weights(whose: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], work: Work) -> float:
+    """Makes sure that two systems have come to the same weights, and that these are not the ones they began with.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        RuntimeError: If they have not.
+    """
+    apart, moved = difference(theirs, ours), difference(theirs, work.model().state_dict())
+    print(
+        f"weights after one round, {whose} and ours: largest difference {apart:.2g} (from the first ones: {moved:.2g})"
+    )
+    if not apart <= CLOSE:
+        raise RuntimeError(f"{whose} weights and ours differ by {apart:.2g} after one round, more than {CLOSE}")
+    if not moved > 10 * CLOSE:
+        raise RuntimeError(f"{whose} weights have moved by {moved:.2g} in a round: too little to tell anything")
+    return apart
 
 
 def figures(theirs: list[Run], ours: list[Run], suffix: str = "") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A split-learning loop as research code has it (`systems/research.py`) beside ours: the same cut, batches and cores.
 
 Both train a server-side model per client and average whole models after each round; the weights after the first round,
-ours of an untimed run with one thread on the server as the loop has, must not differ by more than 1e-4. `steady`: the loop's seconds per round over ours, without the first; `first_round`:
-the same from the start of the process to the end of the first round.
+ours of an untimed run with one thread on the server as the loop has, must not differ by more than 1e-4. `steady`: the
+loop's seconds per round over ours, without the first; `first_round`: the same from the start of the process to the end
+of the first round.
 
     pip install '.[recipes]'   # torchvision; no peer
     python -m benchmarks.peers.research_loop [--pairs 5] [--samples 1024]
@@ -17,7 +18,6 @@ from benchmarks.peers.measure import System
 from benchmarks.peers.work import Work
 
 CUT = "layer2"
-CLOSE = 1e-4
 
 
 def compare(work: Work, pairs: int) -> dict[str, Any]:
@@ -30,10 +30,7 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
     alone = measure.with_one_thread(systems["ours"], work)
     runs = measure.interleaved(systems, work, pairs)
     theirs, ours = runs.values()
-    apart = measure.difference(theirs[0].weights, alone.weights)
-    print(f"weights after one round, the loop's and ours: largest difference {apart:.2g}")
-    if not apart <= CLOSE:
-        raise RuntimeError(f"the loop's weights and ours differ by {apart:.2g} after one round, more than {CLOSE}")
+    apart = measure.check_same_weights("the loop's", theirs[0].weights, alone.weights, work)
     return {
         **measure.figures(theirs, ours),
         "cut": CUT,

@@ -2,9 +2,9 @@
 
 TorchSlicer has no clients with data of their own and no averaging: a coordinator sends each batch to the first of its
 workers, which are the parts of one pipeline. The nearest equal work is a single client of ours, with the cut where
-TorchSlicer cuts ResNet-18 in two, behind layer2; losses of the first round of untimed runs with one thread must
-agree to 1e-3. It runs over its TCP
-transport, without micro-batches. `steady` and `first_round` as in `flower.py`: TorchSlicer's seconds over ours.
+TorchSlicer cuts ResNet-18 in two, behind layer2; losses of the first round of untimed runs with one thread must agree
+to 1e-3. It runs over its TCP transport, without micro-batches. `steady` and `first_round` as in `flower.py`:
+TorchSlicer's seconds over ours.
 
     pip install 'torchslicer[grpc]' torchvision   # or '.[peers]'
     python -m benchmarks.peers.torchslicer [--pairs 5] [--samples 1024]

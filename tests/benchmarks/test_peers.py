@@ -97,7 +97,9 @@ def test_a_system_that_takes_fewer_steps_gives_no_figure():
 
 def test_different_weights_give_no_figure(monkeypatch):
     work = Work()
-    weights = {"research": torch.zeros(2), "ours": torch.tensor([0.0, 2e-4])}
+    begin = torch.zeros(2)
+    monkeypatch.setattr(Work, "model", lambda self: nn.ParameterDict({"w": nn.Parameter(begin)}))
+    weights = {"research": torch.tensor([1.0, 1.0]), "ours": torch.tensor([1.0, 1.0002])}
 
     def run(system: System, work: Work) -> Run:
         return Run(1.0, 1.0, ((work.samples, work.steps),) * work.rounds, None, {"w": weights[system.module]})
@@ -105,8 +107,11 @@ def test_different_weights_give_no_figure(monkeypatch):
     monkeypatch.setattr(measure, "run", run)
     with pytest.raises(RuntimeError, match=r"differ by 0\.0002"):
         research_loop.compare(work, 1)
-    weights["ours"] = torch.tensor([0.0, 5e-5])
+    weights["ours"] = torch.tensor([1.0, 1.00005])
     assert research_loop.compare(work, 1)["steady"] == 1.0
+    weights.update(research=begin, ours=begin)
+    with pytest.raises(RuntimeError, match="have moved by 0"):
+        research_loop.compare(work, 1)
 
 
 def test_a_peer_that_is_not_installed_is_an_error_that_says_what_to_install(monkeypatch):
