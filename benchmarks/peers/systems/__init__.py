@@ -1,0 +1,1 @@
+"""One module per system: `play(work, record, **options)` does the work, in a process of its own (`child.py`)."""
