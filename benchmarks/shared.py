@@ -60,9 +60,8 @@ class Recorded:
         self.sent = self.received = 0
         self.frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
 
-    def send(self, frame: Frame, pace=None) -> int:
-        header, body = encode(frame)
-        return header.nbytes + body.nbytes
+    def send(self, frame: Frame, pace=None, wait: bool = True) -> int:
+        return sum(map(len, encode(frame)))
 
     def receive(self) -> Frame:
         return self.frames.get()

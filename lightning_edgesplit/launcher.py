@@ -24,6 +24,8 @@ from typing import Protocol
 
 import torch
 
+from lightning_edgesplit.memory import keep_freed
+
 CLIENT, SERVER = "EDGESPLIT_CLIENT", "EDGESPLIT_SERVER"
 _PR_SET_PDEATHSIG = 1
 
@@ -119,6 +121,7 @@ def behave_as_client() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    keep_freed()
     torch.set_num_threads(1)  # more would hang after a fork: OpenMP's threads do not survive it
 
 
@@ -137,9 +140,8 @@ class ForkLauncher:
             context.Process(target=self._child, args=(main, k), name=f"client {k}") for k in range(clients)
         ]
         atexit.register(self.kill)
-        # Garbage of a former run must not be collected in a child: the destructor of a gloo group waits there for
-        # threads that a fork does not take along.
-        gc.collect()
+        # Garbage must not be collected in a child: destructors may wait there for threads that a fork does not take
+        # along, and collecting would copy the pages that are shared.
         gc.freeze()
         try:
             for process in self._processes:
@@ -158,7 +160,7 @@ class ForkLauncher:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            # nothing inherited is torn down here: the server's TCPStore would wait for a thread that was not forked
+            # nothing inherited is torn down here: it may wait for threads that were not forked
             os._exit(code)
 
     def failed(self) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_edgesplit import options
+from lightning_edgesplit import memory, options
 from lightning_edgesplit.arrivals import Arrivals, Preparation
 from lightning_edgesplit.clients import ClientProcess
 from lightning_edgesplit.launcher import Launcher, Role, behave_as_client, launch
@@ -152,6 +152,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._server: Server | None = None
         self._whole: WholeModels | None = None
         self._abandoned: Server | None = None
+        self._keeps_memory = False
         self._planner: Planner | None = None
         self._cutting: Cutting | None = None
         self._processes: Launcher | None = None
@@ -273,6 +274,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     def _start(self, process: ClientProcess, batch: Any) -> None:
         """Starts the clients, or waits for those that somebody else starts, and greets them."""
         rendezvous, at_once, count = self._rendezvous(), self.processes, len(self.profiles)
+        self._keeps_memory = memory.keep_freed()  # before the fork: its copies do the same
 
         def main(k: int) -> None:
             if at_once is None:
@@ -659,6 +661,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._trainer.fit_loop._data_source = self._source
             self._trainer.limit_train_batches = self._limit
         torch.set_num_threads(self._threads)
+        if self._keeps_memory:
+            memory.give_back()
+        self._keeps_memory = False
         self._server = self._whole = self._abandoned = self._processes = None
         self._preparation = self._cutting = self._now = self._source = None
         super().teardown()

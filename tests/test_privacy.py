@@ -5,7 +5,7 @@ import torch
 from small import Deterministic, fit
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.runtime import wire
+from lightning_edgesplit.runtime import link
 
 
 class WideLabels(Deterministic):
@@ -19,15 +19,16 @@ class WideLabels(Deterministic):
     ("cut", "second"), [("net.0", None), ("net.3", None), ("end", None), ("net.0", "net.3"), ("net.1", "net.2")]
 )
 def test_raw_inputs_stay_on_the_client_and_labels_go_only_where_they_are_needed(cut, second, monkeypatch, tmp_path):
-    encode = wire.encode
+    encode = link.encode
 
     def listening(frame):
-        header, body = encode(frame)
+        messages = encode(frame)
         with (tmp_path / "wire.bin").open("ab") as file:  # the clients are forked, so that they are listened to as well
-            file.write(bytes(body))
-        return header, body
+            for message in messages:
+                file.write(message)
+        return messages
 
-    monkeypatch.setattr(wire, "encode", listening)
+    monkeypatch.setattr(link, "encode", listening)
     inputs, labels = torch.randn(32, 12), torch.randint(2**40, 2**41, (32,))
     module = WideLabels()
     data = torch.utils.data.TensorDataset(inputs, labels)

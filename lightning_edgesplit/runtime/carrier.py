@@ -8,8 +8,9 @@ from typing import Any
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.inbox import Letter
+from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.partition import ClientLoaders, leave_out
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind
 
 
 class Carrier(Client):

@@ -14,9 +14,10 @@ from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.aggregation import MeanOfModels
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.seat import Seat
 from lightning_edgesplit.runtime.server import Server, Start
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind
 
 AHEAD = 4
 """Clients that may begin, per process, before the first that is not done: so many finished models wait for their turn

@@ -18,10 +18,11 @@ from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
+from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
 from lightning_edgesplit.runtime.partition import extent, generators_of
 from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.sides import Sides
@@ -107,6 +108,7 @@ class Client:
         except _Stopped:
             self.link.send(Frame(Kind.GOODBYE))
         except ClientLostError:
+            self.link.close()
             raise  # the server is gone: nobody to tell
         except Exception as error:
             about = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-8000:]}
@@ -116,6 +118,7 @@ class Client:
             self._ended.set()
             if self._sender is not None:
                 self._sender.close()
+            self.link.hang_up()
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""

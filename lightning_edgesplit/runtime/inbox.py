@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_edgesplit.errors import ClientFailedError
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.link import Link
+from lightning_edgesplit.runtime.wire import Frame, Kind
 
 LAST = (Kind.GOODBYE, Kind.FAILED, Kind.STOP)
 """Frames after which nothing more is read from a link."""
@@ -32,8 +33,6 @@ class Letter:
 
 class Inbox:
     """One receiving thread per link feeds one queue.
-
-    gloo closes a pair for good when a receive times out, so links are not polled: a thread waits on each.
 
     Args:
         links: The links to receive from.

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_edgesplit.runtime import states
+from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.trained import Trained
-from lightning_edgesplit.runtime.wire import Link
 from lightning_edgesplit.scheduling.links import Transfer
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide

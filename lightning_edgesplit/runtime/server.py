@@ -20,11 +20,12 @@ from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.grants import Grants
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join, join_by_depth
+from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
-from lightning_edgesplit.runtime.wire import Frame, Kind, Link
+from lightning_edgesplit.runtime.wire import Frame, Kind
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
 from lightning_edgesplit.splitting.mixing import Mixture
@@ -143,35 +144,34 @@ class Server:
                 link.send(Frame(Kind.STOP))
 
     def join(self, timeout: float) -> None:
-        """Waits for the threads of a server that was stopped or abandoned.
-
-        Python must not end while one is inside gloo: that aborts the process.
-        """
+        """Ends the links of a server that was stopped or abandoned, and waits for its threads."""
+        for link in self.links:
+            link.close()
         self._pulse.join(timeout)
         self.inbox.join(timeout)
 
-    def send(self, client: int, frame: Frame) -> None:
-        """Sends a frame to a client.
+    def send(self, client: int, frame: Frame, wait: bool = True) -> None:
+        """Sends a frame to a client; `wait` is as in `Link.send`.
 
         Raises:
             ClientFailedError: If the client said why it is gone.
             ClientLostError: If it is gone.
         """
-        self._send(self._link_of(client), frame)
+        self._send(self._link_of(client), frame, wait)
 
-    def _send(self, link: int, frame: Frame) -> None:
+    def _send(self, link: int, frame: Frame, wait: bool = True) -> None:
         try:
-            self.links[link].send(frame)
+            self.links[link].send(frame, wait=wait)
         except ClientLostError as error:
             raise self.inbox.explain(link, error) from error
 
     def _link_of(self, client: int) -> int:
         return client
 
-    def hand_out(self, client: int, frame: Frame, phase: str = "downlink") -> None:
+    def hand_out(self, client: int, frame: Frame, phase: str = "downlink", wait: bool = True) -> None:
         """Sends what takes time on an emulated link: at once, or when it is its turn on a link that is scheduled."""
         if not self.grants.send(client, frame, phase):
-            self.send(client, frame)
+            self.send(client, frame, wait)
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
@@ -528,7 +528,7 @@ class Server:
         if seat.orders is not None and seat.orders.compression == "int8" and seat.cut.border is not None:
             frame, lost, norm = compressed(frame, len(seat.cut.border.tensors))
             seat.lost, seat.norm = seat.lost + lost, seat.norm + norm
-        self.hand_out(client, frame)
+        self.hand_out(client, frame, wait=False)  # fresh tensors, and the step goes on here
 
     def _stretch(self, seat: Seat, frame: Frame) -> None:
         """Waits until the emulated server would be done: with each client's part, where the step is one of several."""

@@ -1,32 +1,35 @@
 """Frames between a client and the server: a fixed header of integers, a table of tensors, JSON, raw bytes.
 
-Nothing received is unpickled or evaluated, and every count, shape and size is checked before memory is taken for it.
+A frame is several pieces: the header, the front (table, JSON and all small tensors), and each large tensor by itself,
+which goes from its own memory into its own memory. Nothing received is unpickled or evaluated, and every count, shape
+and size is checked before memory is taken for it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import IntEnum
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
-from lightning_edgesplit.errors import ClientLostError
-
-MAGIC, VERSION = 0x45444745, 1
+MAGIC, VERSION = 0x45444745, 2
 DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
 MAX_DIMS, MAX_TENSORS, MAX_JSON, MAX_BYTES = 8, 100_000, 1 << 24, 1 << 34
-_ROW = 2 + MAX_DIMS
+LARGE = 1 << 17
+"""Bytes from which on a tensor is a piece of its own; copying a smaller one costs less than one piece more."""
+_HEADER = struct.Struct("<8q")
+HEADER_BYTES = _HEADER.size
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Kind(IntEnum):
@@ -76,151 +79,128 @@ class Frame:
     size: int = 0
 
 
-def encode(frame: Frame) -> tuple[Tensor, Tensor]:
-    """Header (int64 [6]) and body (uint8) of a frame.
+class Header(NamedTuple):
+    """What the integers of a header say.
+
+    Attributes:
+        kind: See `Kind`.
+        tensors: How many.
+        table: Bytes of the table.
+        text: Bytes of JSON.
+        front: Bytes of the front.
+        body: Bytes of front and large tensors.
+    """
+
+    kind: int
+    tensors: int
+    table: int
+    text: int
+    front: int
+    body: int
+
+
+def encode(frame: Frame) -> list[bytes | memoryview]:
+    """The pieces of a frame: header and front, then each large tensor, which is not copied.
 
     Raises:
         TypeError: If a tensor has a type that the wire does not know.
     """
-    text = json.dumps(frame.about, allow_nan=False).encode() if frame.about else b""
-    table, parts = [], []
+    text, table = _text(frame), list[int]()
+    small, large = list[memoryview](), list[bytes | memoryview]()
     for tensor in frame.tensors:
         if tensor.dtype not in DTYPES or tensor.ndim > MAX_DIMS:
             raise TypeError(f"a tensor of type {tensor.dtype} with {tensor.ndim} dimensions cannot be sent: cast it.")
-        table += [DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape, *[0] * (MAX_DIMS - tensor.ndim)]
-        parts.append(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
-    front = torch.tensor(table, dtype=torch.int64).view(torch.uint8)
-    body = torch.cat([front, torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else front[:0], *parts])
-    header = torch.tensor([MAGIC, VERSION, frame.kind, len(frame.tensors), len(text), body.numel()])
-    return header, body
+        last = _has_channels_last(tensor)
+        table += [DTYPES.index(tensor.dtype), last, tensor.ndim, *tensor.shape]
+        (small if tensor.nbytes < LARGE else large).append(_memory(tensor.detach(), last))
+    rows = struct.pack(f"<{len(table)}q", *table)
+    front = len(rows) + len(text) + sum(map(len, small))
+    body = front + sum(map(len, large))
+    header = _HEADER.pack(MAGIC, VERSION, frame.kind, len(frame.tensors), len(rows), len(text), front, body)
+    return [b"".join([header, rows, text, *small]), *large]
 
 
 def size_of(frame: Frame) -> int:
     """Bytes of a frame on the wire, without making it."""
-    text = len(json.dumps(frame.about, allow_nan=False).encode()) if frame.about else 0
-    return 6 * 8 + len(frame.tensors) * _ROW * 8 + text + sum(tensor.nbytes for tensor in frame.tensors)
+    rows = sum(3 + tensor.ndim for tensor in frame.tensors)
+    return HEADER_BYTES + 8 * rows + len(_text(frame)) + sum(tensor.nbytes for tensor in frame.tensors)
 
 
-def body_bytes(header: Tensor) -> int:
-    """Bytes of the body that a header announces.
+def read_header(data: bytes | bytearray) -> Header:
+    """The inverse of what `encode` begins with.
 
     Raises:
         ValueError: If it is no header of this version, or announces more than the bounds.
     """
-    magic, version, kind, count, text, size = header.tolist()
+    magic, version, *rest = _HEADER.unpack(data)
     if magic != MAGIC or version != VERSION:
         raise ValueError(f"not a frame of version {VERSION} (magic {magic:#x}, version {version})")
-    bounds = ((kind, max(Kind)), (count, MAX_TENSORS), (text, MAX_JSON), (size, MAX_BYTES))
-    if any(not 0 <= value <= bound for value, bound in bounds) or count * _ROW * 8 + text > size:
-        raise ValueError(f"a frame beyond the bounds: {count} tensors, {text} bytes of text, {size} bytes in all")
-    return int(size)
+    kind, count, table, text, front, body = header = Header(*rest)
+    bounds = ((kind, max(Kind)), (count, MAX_TENSORS), (text, MAX_JSON), (body, MAX_BYTES))
+    beyond = any(not 0 <= value <= bound for value, bound in bounds)
+    fits = 24 * count <= table <= 8 * (3 + MAX_DIMS) * count and table % 8 == 0
+    if beyond or not fits or not table + text <= front <= min(body, table + text + count * LARGE):
+        raise ValueError(f"a frame beyond the bounds: {count} tensors, {text} bytes of text, {body} bytes in all")
+    return header
 
 
-def decode(header: Tensor, body: Tensor) -> Frame:
-    """The inverse of `encode`. The tensors own their memory.
+def decode(header: Header, front: memoryview) -> tuple[Frame, list[memoryview]]:
+    """The inverse of `encode`, once the front has come.
+
+    Returns:
+        The frame, whose tensors own their memory, and the memory of the large ones, where what follows belongs.
 
     Raises:
         ValueError: If table and sizes do not fit each other.
     """
-    _, _, kind, count, text, size = header.tolist()
-    at = count * _ROW * 8
-    table = body[:at].clone().view(torch.int64).reshape(count, _ROW).tolist() if count else []
-    about = json.loads(bytes(body[at : at + text].tolist())) if text else {}
+    at, text = header.table, header.text
+    shapes = _shapes(struct.unpack(f"<{at // 8}q", front[:at]), header.tensors, header.body)
+    lengths = [math.prod(dims) * dtype.itemsize for dtype, _, dims in shapes]
+    inside = at + text + sum(length for length in lengths if length < LARGE)
+    whole = inside + sum(length for length in lengths if length >= LARGE)
+    if inside != len(front) or whole != header.body:
+        raise ValueError(f"a frame of {header.body} bytes, {len(front)} in front, announces {whole} and {inside}")
+    about = json.loads(bytes(front[at : at + text])) if text else {}
     at += text
-    tensors = []
-    for dtype, ndim, *dims in table:
-        if not (0 <= dtype < len(DTYPES) and 0 <= ndim <= MAX_DIMS and all(0 <= d <= size for d in dims[:ndim])):
-            raise ValueError(f"a tensor of type {dtype} and shape {dims[:ndim]} cannot be")
-        length = math.prod(dims[:ndim]) * DTYPES[dtype].itemsize
-        if at + length > size:
-            raise ValueError("the tensors of a frame are longer than the frame")
-        tensor = torch.empty(dims[:ndim], dtype=DTYPES[dtype])  # no view of the body, so that autograd may change it
-        tensor.view(-1).view(torch.uint8).copy_(body[at : at + length])
+    tensors, large = [], []
+    for (dtype, last, dims), length in zip(shapes, lengths, strict=True):
+        order = _CHANNELS_LAST[len(dims)] if last else torch.contiguous_format
+        tensor = torch.empty(dims, dtype=dtype, memory_format=order)
         tensors.append(tensor)
-        at += length
-    if at != size:
-        raise ValueError(f"a frame of {size} bytes holds {at}")
-    return Frame(Kind(kind), tensors, about, size=header.nbytes + size)
+        if length >= LARGE:
+            large.append(_memory(tensor, last))
+        elif length:  # no view of the front, so that autograd may change it
+            _memory(tensor, last)[:] = front[at : at + length]
+            at += length
+    return Frame(Kind(header.kind), tensors, about, size=HEADER_BYTES + header.body), large
 
 
-class Link:
-    """One client's connection: a gloo group of two, on loopback.
+def _shapes(table: Sequence[int], count: int, size: int) -> list[tuple[torch.dtype, bool, list[int]]]:
+    """Type, whether channels come last, and shape of every tensor."""
+    rest, shapes = iter(table), []
+    for _ in range(count):
+        dtype, last, ndim = (next(rest, -1) for _ in range(3))
+        dims = list(islice(rest, max(0, ndim)))
+        known = 0 <= dtype < len(DTYPES) and 0 <= ndim <= MAX_DIMS and 0 <= last <= (ndim in _CHANNELS_LAST)
+        if not known or len(dims) != ndim or not all(0 <= d <= size for d in dims):
+            raise ValueError(f"a tensor of type {dtype} and shape {dims} cannot be")
+        shapes.append((DTYPES[dtype], bool(last), dims))
+    if next(rest, None) is not None:
+        raise ValueError(f"a table of {len(table)} numbers is not of {count} tensors")
+    return shapes
 
-    Args:
-        store: The rendezvous store.
-        client: Index of the client.
-        on_server: Which end this is.
-        timeout: Seconds without a sign of life after which the other end counts as lost.
-        peer: How errors call the other end.
 
-    Attributes:
-        sent: Bytes sent so far, headers included.
-        received: Bytes received so far, headers included.
+def _text(frame: Frame) -> bytes:
+    return json.dumps(frame.about, allow_nan=False).encode() if frame.about else b""
 
-    Raises:
-        ClientLostError: If the other end does not connect in time.
-    """
 
-    def __init__(self, store: Store, client: int, on_server: bool, timeout: float, peer: str) -> None:
-        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-        options._timeout = timedelta(seconds=timeout)
-        self.client, self._peer, self._timeout, self._name = client, int(on_server), timeout, peer
-        self.sent = self.received = 0
-        self._lock = threading.Lock()
-        try:
-            self._group: Any = ProcessGroupGloo(PrefixStore(f"client{client}/0", store), 1 - self._peer, 2, options)
-        except RuntimeError as error:
-            raise ClientLostError(f"{peer} did not connect within {timeout:g} s (`timeout`): {error}") from error
+def _has_channels_last(tensor: Tensor) -> bool:
+    """Whether channels come last in memory, and in no other order as well."""
+    order = _CHANNELS_LAST.get(tensor.ndim)
+    return order is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=order)
 
-    def send(self, frame: Frame, pace: Callable[[int], None] | None = None) -> int:
-        """Sends a frame; may be called from several threads.
 
-        Args:
-            frame: What to send.
-            pace: Called with the frame's bytes before it is sent; waits for as long as an emulated link would take.
-
-        Returns:
-            The frame's bytes on the wire.
-
-        Raises:
-            ClientLostError: If the other end is gone.
-        """
-        header, body = encode(frame)
-        if pace is not None:
-            pace(header.nbytes + body.nbytes)
-        with self._lock:
-            try:
-                self._group.send([header], self._peer, 0).wait()
-                if body.numel():
-                    self._group.send([body], self._peer, 0).wait()
-            except RuntimeError as error:
-                raise self._lost(error) from error
-            self.sent += header.nbytes + body.nbytes
-        return header.nbytes + body.nbytes
-
-    def receive(self) -> Frame:
-        """Waits for the next frame that is more than a sign of life; call it from one thread.
-
-        Raises:
-            ClientLostError: If the other end is gone, or silent for longer than `timeout`.
-            ValueError: If it sends what is no frame.
-        """
-        while True:
-            header = torch.empty(6, dtype=torch.int64)
-            try:
-                self._group.recv([header], self._peer, 0).wait()
-                body = torch.empty(body_bytes(header), dtype=torch.uint8)
-                if body.numel():
-                    self._group.recv([body], self._peer, 0).wait()
-            except RuntimeError as error:
-                raise self._lost(error) from error
-            self.received += header.nbytes + body.nbytes
-            frame = decode(header, body)
-            if frame.kind is not Kind.ALIVE:
-                return frame
-
-    def _lost(self, error: Exception) -> ClientLostError:
-        return ClientLostError(
-            f"{self._name} is gone, or gave no sign of life for {self._timeout:g} s (`timeout`): {error}"
-        )
+def _memory(tensor: Tensor, channels_last: bool) -> memoryview:
+    """The bytes of a tensor as they are in memory; of a copy only where it is not dense."""
+    dense = tensor.movedim(1, -1) if channels_last else tensor.contiguous()
+    return dense.reshape(-1).view(torch.uint8).numpy().data
