@@ -41,7 +41,7 @@ from benchmarks.common import publish, quiet, quiet_trainer
 from benchmarks.models import MODELS
 from benchmarks.models import Classifier as Plain
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.runtime import wire
+from lightning_edgesplit.runtime import link
 from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.inbox import Inbox
 from lightning_edgesplit.runtime.server import Server
@@ -150,7 +150,7 @@ def watch(folder: Path) -> None:
     for owner, name, what in (
         (Classifier, "training_step", "forward"), (torch.autograd, "backward", "backward"),
         (torch.autograd, "grad", "backward"), (torch.optim.SGD, "step", "optimizer"),
-        (wire, "encode", "serialisation"), (wire, "decode", "serialisation"), (wire.Link, "send", "wire"),
+        (link, "encode", "serialisation"), (link, "decode", "serialisation"), (link.Link, "send", "wire"),
         (Inbox, "next", "waiting"), (WholeModels, "aggregate", "aggregation"),
         (Server, "start_round", "start of the round"), (_BaseDataLoaderIter, "__next__", "data"),
         *((Server, name, "ours") for name in ("arrival", "batch_of", "before_backward", "drop_gradients", "served")),
