@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import PAIRS, cell, interleaved, publish, quiet, ratios, spread
+from benchmarks.memory import memory as resident
 from benchmarks.models import MODELS
 from lightning_edgesplit import memory
 from lightning_edgesplit.runtime.aggregation import MeanOfModels
@@ -48,12 +49,6 @@ def bare(models: list[dict[str, Tensor]], count: int) -> None:
     torch._foreach_div_(total, float(sum(SAMPLES[:count])))
 
 
-def peak() -> int:
-    """The most memory that this process has had, bytes; without kernel threads' help, from Linux's own count."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
-
-
 def models_at_peak(count: int) -> float:
     """Growth of a fresh process's peak while it aggregates, in models."""
     code = f"from benchmarks.aggregate import measure_peak; measure_peak({count})"
@@ -64,9 +59,9 @@ def models_at_peak(count: int) -> float:
 def measure_peak(count: int) -> None:
     quiet(1)
     models = two_models()
-    before = peak()
+    before = resident("VmHWM")
     ours(models, count)
-    print((peak() - before) / sum(x.nbytes for x in models[0].values()))
+    print((resident("VmHWM") - before) / sum(x.nbytes for x in models[0].values()))
 
 
 def main() -> None:

@@ -44,10 +44,8 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
         **measure.figures(theirs, split, "_split"),
         "largest_difference": apart,
         "largest_difference_split": measure.difference(theirs[0].weights, split[0].weights),
-        "seconds": measure.seconds(runs),
         "threads": {"Flower": "1 per client", "ours": f"1 per client, server {work.cores}"},
-        "rows": measure.rows(runs),
-        **measure.about(work, "flwr", "ray"),
+        **measure.about(work, runs, "flwr", "ray"),
     }  # fmt: skip
 
 

@@ -253,8 +253,16 @@ def work_of(options: argparse.Namespace) -> Work:
     return work
 
 
-def about(work: Work, *packages: str) -> dict[str, Any]:
-    return {"work": asdict(work), "versions": versions(*packages), "machine": platform.machine(), "argv": sys.argv}
+def about(work: Work, runs: Mapping[str, list[Run]], *packages: str) -> dict[str, Any]:
+    """What stands beside the figures of a comparison: seconds and rows of its runs, the work, and what it ran on."""
+    return {
+        "seconds": seconds(runs),
+        "rows": rows(runs),
+        "work": asdict(work),
+        "versions": versions(*packages),
+        "machine": platform.machine(),
+        "argv": sys.argv,
+    }
 
 
 def table(title: str, done: Mapping[str, list[tuple[str, float, float]]]) -> None:

@@ -35,10 +35,8 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
         **measure.figures(theirs, ours),
         "cut": CUT,
         "largest_difference": apart,
-        "seconds": measure.seconds(runs),
         "threads": {"research loop": "1 per client on either side", "ours": f"1 per client, server {work.cores}"},
-        "rows": measure.rows(runs),
-        **measure.about(work),
+        **measure.about(work, runs),
     }  # fmt: skip
 
 

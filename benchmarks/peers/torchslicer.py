@@ -48,10 +48,8 @@ def compare(work: Work, pairs: int) -> dict[str, Any]:
         **measure.figures(theirs, ours),
         "cut": CUT,
         "losses": losses,
-        "seconds": measure.seconds(runs),
         "threads": {"TorchSlicer": f"{work.cores} per part", "ours": f"client 1, server {work.cores}"},
-        "rows": measure.rows(runs),
-        **measure.about(work, "torchslicer", "grpcio"),
+        **measure.about(work, runs, "torchslicer", "grpcio"),
     }  # fmt: skip
 
 

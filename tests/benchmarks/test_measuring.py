@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+from processes import gone, until
 
 from benchmarks import common, run_all
 from benchmarks.figures import Script
@@ -113,13 +113,6 @@ def test_without_time_nothing_is_started(scripts, tmp_path, capsys):
     assert not (scripts / "good.json").exists()
 
 
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_what_is_at_work_when_time_is_up_ends_with_all_that_it_started(tmp_path, monkeypatch):
     monkeypatch.setattr(run_all, "ROOT", tmp_path)
     code = (
@@ -129,8 +122,7 @@ def test_what_is_at_work_when_time_is_up_ends_with_all_that_it_started(tmp_path,
     lines, why = run_all.run([sys.executable, "-c", code], seconds=3.0)
     assert why == "was still at work after 3 s"
     for line in lines:  # it may have been ended before it said so
-        while alive(int(line)):  # it takes a moment to end; the test's own time limit is the end of that
-            time.sleep(0.01)
+        until(partial(gone, int(line)))
 
 
 @pytest.mark.parametrize("lines", [[], ["text\n"], ["[1]\n"], ['{"a": 1}\n', "text\n"]])

@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from comparing_samples import CONFIG
+from processes import gone, until
 
 from lightning_edgesplit.cli import main
 from lightning_edgesplit.comparing.files import write
@@ -163,20 +163,6 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         write(path, "after")
     assert path.read_text() == "before"
     assert list(path.parent.iterdir()) == [path]
-
-
-def until(happened, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
