@@ -242,9 +242,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _prepare_planner(self, batch: Any, seed: int) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
+        # the cuts of one model for all stay, and emulated times are the same in every run
+        learning = not (
+            torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
+        )
+        lasting = self.clock == "wall" or (self.clock == "off" and not learning)  # else rounds soon say better
         self._cutting = Cutting(
             self._trainer.lightning_module, _plain(self.optimizers[0]), batch, self._wanted, self.private,
-            self.second_cut, self._threads, self.precision_plugin.train_step_context,
+            self.second_cut, self._threads, 3 if lasting else 1, self.precision_plugin.train_step_context,
         )  # fmt: skip
         self.cuts = self._cutting.find()
         policy, clients = self._policy, len(self.profiles)
@@ -255,10 +260,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            # the cuts of one model for all stay, and emulated times are the same in every run
-            learning=not (
-                torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
-            ),
+            learning=learning,
             trace=self._trace,
             server_model=self.server_model.name,
             aggregated=self.aggregated,

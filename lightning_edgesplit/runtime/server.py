@@ -233,7 +233,7 @@ class Server:
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
             self._start_client(client, start)
-        for client in self._by_depth(clients)[:1] if self.kind.one else clients:  # while they compute
+        for client in self._by_depth(clients)[:1] if self.kind.one else clients:
             self._begin_model(client, start)
 
     def _by_depth(self, clients: Sequence[int]) -> list[int]:
@@ -242,10 +242,10 @@ class Server:
         return sorted(clients, key=lambda k: 0 if mixture is None else mixture.depth(self.seats[k].cut))
 
     def _begin_model(self, client: int, start: Start) -> None:
-        """Makes a client's server-side model of the aggregate; its first arrival needs it."""
+        """Lets a client's server-side model be a copy of the aggregate, made when its first arrival needs it."""
         seat = self.seats[client]
         client_side = set(seat.cut.client)
-        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+        seat.behind.begins_as = {name: x for name, x in start.aggregate.items() if name not in client_side}
 
     def _start_client(self, client: int, start: Start) -> None:
         """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
