@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.compression import compressed, restored
+from lightning_edgesplit.runtime.exchange import digest, resting
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
@@ -89,6 +90,7 @@ class Client:
         self._structures: dict[tuple[str, int], Structure] = {}
         self._generator: Tensor | None = None
         self._buffers_before: dict[str, Tensor] = {}
+        self._received: dict[str, bytes] = {}
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
@@ -200,9 +202,10 @@ class Client:
     def _own(self) -> tuple[str, ...]:
         return self.cut.client if self.cut is not None else ()
 
-    def _weights(self) -> list[Tensor]:
+    def _weights(self, besides: Collection[str] = ()) -> list[Tensor]:
         """This side's parameters and buffers after the last whole step; of a step under way nothing is seen."""
-        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in self._own]
+        names = [name for name in self._own if name not in besides]
+        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in names]
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
@@ -223,7 +226,8 @@ class Client:
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
         records = [times for _ in range(about["steps"]) for times in self._step(about)]
         upload, self._asking = time.monotonic(), "upload"
-        tensors = self._weights()
+        kept = [name for name, before in self._received.items() if digest(self.sides.real(name)) == before]
+        tensors = self._weights(besides=kept)
         state: list[Any] = []
         if about["upload_state"]:
             state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
@@ -236,6 +240,7 @@ class Client:
         lost = self._lost / self._norm if self._norm else None
         done = {
             "samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state, "lost": lost,
+            "kept": kept,
         }  # fmt: skip
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
 
@@ -253,7 +258,7 @@ class Client:
             self._structures = self._find_structures()
         self._outputs = self._returned = []
         rest = iter(order.tensors)
-        for name in self.cut.client:
+        for name in order.about["sent"]:
             self.sides.set(name, next(rest))
         if order.about["fresh_state"]:
             self.optimizer.state.clear()
@@ -267,6 +272,11 @@ class Client:
         if order.about["trained"] is not None:
             trained.adopt(order.about["trained"], self.module, self.sides.parameters, self.optimizer)
         self._set_groups(order.about["groups"])
+        before_round, sent = self._received, set(order.about["sent"])
+        self._received = {
+            name: digest(self.sides.real(name)) if name in sent else before_round[name]
+            for name in resting(self.sides.parameters, self.cut.client)
+        }
         away = set(self.sides.names) - set(self.cut.client)
         for name in away:
             self.sides.release(name)

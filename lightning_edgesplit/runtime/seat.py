@@ -133,6 +133,7 @@ class Seat:
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
+        self.resting: dict[str, Tensor] = {}  # what it began the round with of frozen parameters and buffers
         self.holds: tuple[str, ...] = ()  # names of what its process has the optimizer state of
 
     @property

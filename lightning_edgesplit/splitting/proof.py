@@ -197,6 +197,7 @@ class Probe:
     def _profile(self, cut: Cut, measured: Measured) -> CutProfile:
         client = [self.sides.real(name) for name in cut.client]
         trained = [x for x in client if isinstance(x, nn.Parameter) and x.requires_grad]
+        frozen = [x for x in client if isinstance(x, nn.Parameter) and not x.requires_grad]
         sent = sum(x.nbytes for i in cut.sent if isinstance(x := self.leaves[i], Tensor))
         in_optimizer = None if self.state_bytes is None else sum(self.state_bytes.get(n, 0) for n in cut.client)
         return CutProfile(
@@ -215,6 +216,7 @@ class Probe:
             head=measured.head / self.size,
             returned_bytes=measured.returned / self.size,
             returned_gradient_bytes=measured.returned_gradient / self.size,
+            frozen_bytes=sum(x.nbytes for x in frozen),
         )
 
     def whole_step(self) -> Cut:
