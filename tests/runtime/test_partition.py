@@ -149,4 +149,5 @@ def test_how_much_data_a_client_has_is_what_its_loader_has(drop_last):
     loaders = ClientLoaders(lambda: user, [range(9), range(9, 9), range(9, 17), range(17, 23)], 4, 0)
     for client in range(4):
         own = loaders.of(client)
-        assert loaders.extent(client) == {"batches": len(own), "samples": len(own.dataset), "batch": 4}
+        last = len(list(own)[-1]) if len(own) else 4
+        assert loaders.extent(client) == {"batches": len(own), "samples": len(own.dataset), "batch": 4, "last": last}
