@@ -404,7 +404,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self.cuts = cutting.find_anew(self._agenda.ended)
             planner.take(self.cuts)
             server.forget_cuts()
-            timetable.renew()
+            timetable.renew(self._agenda.epoch, self._agenda.current.number)
             self._tell_arrivals()
 
     def _epoch(self) -> Iterator[Any]:

@@ -104,15 +104,15 @@ class Timetable:
                 ahead = self._ahead[epoch, number] = renewed
         return ahead
 
-    def renew(self) -> None:
-        """Plans what is ahead anew, with the same clients: the cuts are others.
+    def renew(self, epoch: int, number: int) -> None:
+        """Plans the rounds after round `number` of an epoch anew, with the same clients: the cuts are others.
 
         Raises:
             ValueError: If the policy now leaves out clients that it did not leave out before.
         """
         begins = self.now
         for key, entry in self._ahead.items():
-            if entry.begins >= self.now:
+            if key > (epoch, number):
                 renewed = self._entry(entry.steps, max(begins, entry.begins), *key)
                 if renewed.steps != entry.steps:
                     raise ValueError(

@@ -93,3 +93,35 @@ def test_a_position_of_another_epoch_begins_a_whole_one():
     rounds.resume({"epoch": 1, "round": 1, "left": [1, 1], "taken": [1, 1], "arrivals": 2, "rounds": 3})
     assert [r.steps for r in rounds.of(2)] == [[1, 1], [1, 1]]
     assert rounds.arrivals(2) == 4
+
+
+@pytest.mark.parametrize("round_steps", [1, 2, None])
+@pytest.mark.parametrize("participation", [0.3, 0.6, 1.0])
+def test_a_batch_has_no_more_micro_batches_than_samples(round_steps, participation):
+    sizes, most = [[8, 8, 8, 3], [8, 1], [None, None, None]], (4, 2, 5)
+    batches = [len(own) for own in sizes]
+    options = {"micro_batches": lambda epoch, number: most, "samples": lambda client, batch: sizes[client][batch]}
+    rounds = Rounds(batches, round_steps, participation, seed=5, **options)
+    for epoch in range(6):
+        drawn = [r.steps for r in Rounds(batches, round_steps, participation, seed=5).of(epoch)]
+        piles = [iter(own) for own in sizes]  # the oracle: every client takes its next batches off its own pile
+        expected = [
+            [[min(most[k], n or most[k]) for n in itertools.islice(piles[k], count)] for k, count in enumerate(steps)]
+            for steps in drawn
+        ]
+        assert [[list(own) for own in r.parts] for r in rounds.of(epoch)] == expected
+        assert rounds.arrivals(epoch) == sum(part for r in expected for own in r for part in own)
+
+
+def test_a_resumed_epoch_has_the_arrivals_before_and_those_to_come():
+    def made():
+        sizes = [8, 8, 3]
+        return Rounds([3, 3], 2, micro_batches=lambda epoch, number: (4, 4), samples=lambda client, k: sizes[k])
+
+    first = made()
+    assert first.arrivals(0) == 2 * (4 + 4 + 3)
+    next(first.go_through(0))
+    second = made()
+    second.resume(first.position(7, [1, 2]))  # of the other client three of four have come, and come again
+    assert [r.parts for r in second.of(0)] == [[(4, 3), (4, 4)], [(), (3,)]]
+    assert second.arrivals(0) == 7 + 4 + 3 + 4 + 4 + 3
