@@ -32,9 +32,9 @@ class Resume:
         corrections, clients = asdict(planner.corrections), whole.positions()
         for client, taken in zip(clients, position["taken"], strict=False):
             # in mid-round a client may be at work on a batch that has not been served, and comes again
-            own = client["position"]
+            own, begun = client["position"], client["epoch"] == position["epoch"]
             if own is not None:
-                client["position"] = {**own, "taken": min(own["taken"], taken)}
+                client["position"] = {**own, "taken": min(own["taken"], taken) if begun else None}
         own = {"clients": clients, "corrections": corrections, "elapsed": timetable.now}
         self.noted = {**position, **own}
         return self.noted

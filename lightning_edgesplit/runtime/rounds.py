@@ -117,7 +117,7 @@ class Rounds:
                 left = [n - own for n, own in zip(left, done.waiting, strict=True)]
         while any(left):
             steps = [min(n, self._round_steps or n) for n in left]
-            left = [n - taken for n, taken in zip(left, steps, strict=True)]
+            left = [n - own for n, own in zip(left, steps, strict=True)]
             drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
             number += 1
             steps = self._choose(epoch, number, [n if k in drawn else 0 for k, n in enumerate(steps)])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
+from lightning_edgesplit.runtime.resume import Resume
 from lightning_edgesplit.runtime.rounds import Rounds, limited
+from lightning_edgesplit.scheduling import Corrections
 
 
 @pytest.mark.parametrize("batches", [[5, 2, 0, 3], [1], [4, 4], [0, 7]])
@@ -125,3 +128,15 @@ def test_a_resumed_epoch_has_the_arrivals_before_and_those_to_come():
     second.resume(first.position(7, [1, 2]))  # of the other client three of four have come, and come again
     assert [r.parts for r in second.of(0)] == [[(4, 3), (4, 4)], [(), (3,)]]
     assert second.arrivals(0) == 7 + 4 + 3 + 4 + 4 + 3
+
+
+def test_of_a_client_that_missed_a_round_a_checkpoint_leaves_out_no_batch_that_was_not_served():
+    rounds = Rounds([4, 4], 1, choose=lambda epoch, number, steps: [steps[0] if number > 1 else 0, steps[1]])
+    for _ in itertools.islice(rounds.go_through(0), 2):
+        pass
+    # both are at work on their batch of round 2
+    positions = [{"epoch": 0, "position": {"taken": 1}}, {"epoch": 0, "position": {"taken": 2}}]
+    whole = SimpleNamespace(steps_left=[1, 1], positions=lambda: positions)
+    planner, timetable = SimpleNamespace(corrections=Corrections.none(2)), SimpleNamespace(now=0.0)
+    noted = Resume().note(1, rounds, whole, planner, timetable)
+    assert [client["position"]["taken"] for client in noted["clients"]] == [0, 1]
