@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
+from lightning_edgesplit.runtime.ahead import Ahead
 from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.exchange import digest, resting
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
@@ -80,7 +81,8 @@ class Client:
         self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
         self._batches: Iterator[tuple[int, Any]] = iter(())
-        self._taken = self._samples = 0
+        self._ahead = Ahead()
+        self._taken = self._samples = self._steps_left = 0
         self._epoch_began: Tensor | None = None
         self._loader_began: list[Tensor] = []
         self._asking = "uplink"
@@ -179,16 +181,24 @@ class Client:
         loader = [next(rest) for _ in range(about["loader"])]
         loader_began = [next(rest) for _ in range(about["loader_began"])]
         if began is not None and about["taken"] is not None:
-            torch.set_rng_state(began)
-            for own, state in zip(generators_of(self.loader), loader_began, strict=False):
-                own.set_state(state)
-            self._begin_epoch(skip=about["taken"])
+            self._go_on_behind(about["taken"], began, loader_began)
         for own, state in zip(generators_of(self.loader), loader, strict=False):
             own.set_state(state)
         generators.write(about["random"], numbers)
 
+    def _go_on_behind(self, taken: int, began: Tensor, loader_began: Sequence[Tensor]) -> None:
+        """Goes on behind so many batches of the pass that began with these states of torch's and the loader's streams.
+
+        Where the streams are then is the caller's to put right.
+        """
+        torch.set_rng_state(began)
+        for own, state in zip(generators_of(self.loader), loader_began, strict=False):
+            own.set_state(state)
+        self._begin_epoch(skip=taken)
+
     def _begin_epoch(self, skip: int = 0) -> None:
         """Begins a pass over the data, behind so many batches."""
+        self._ahead.forget()
         self._epoch_began = torch.get_rng_state()
         self._loader_began = [own.get_state() for own in generators_of(self.loader)]
         batches = iter(self.loader)
@@ -226,7 +236,10 @@ class Client:
         if about["new_epoch"]:
             self._begin_epoch()
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
-        records = [times for parts in about["parts"] for times in self._step(about, parts)]
+        records: list[list[float]] = []
+        for taken, parts in enumerate(about["parts"], 1):
+            self._steps_left = len(about["parts"]) - taken
+            records += self._step(about, parts)
         upload, self._asking = time.monotonic(), "upload"
         kept = [name for name, before in self._received.items() if digest(self.sides.real(name)) == before]
         tensors = self._weights(besides=kept)
@@ -289,7 +302,7 @@ class Client:
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
-        index, batch = next(self._batches)
+        index, batch = self._next_batch()
         self._taken = index + 1
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
@@ -313,6 +326,34 @@ class Client:
         self._buffers_before = {}
         self._samples += about["samples"]
         return records
+
+    def _next_batch(self) -> tuple[int, Any]:
+        """The next batch and its number: the one that was loaded ahead, if it is what it would be in its turn."""
+        if not self._ahead.loaded:
+            return next(self._batches)
+        own = generators_of(self.loader)
+        same, (index, batch) = self._ahead.take(own)
+        if same:
+            return index, batch
+        position, tensors = generators.read()
+        now, began = [generator.get_state() for generator in own], self._epoch_began
+        assert began is not None
+        self._go_on_behind(self._taken, began, self._loader_began)
+        generators.write(position, tensors)
+        for generator, state in zip(own, now, strict=True):
+            generator.set_state(state)
+        return next(self._batches)
+
+    def _load_ahead(self) -> None:
+        """Loads the next batch of the round while the server computes.
+
+        Not where numbers are drawn for the step meanwhile, where processes of the loader's own do that, or where
+        loading would come out of emulated time.
+        """
+        assert self.cut is not None
+        waits = not self.cut.random and self.cut.back is None and self.throttle.emulation is None
+        if self._ahead.allowed and waits and self._steps_left and not getattr(self.loader, "num_workers", 0):
+            self._ahead.load(self._batches, generators_of(self.loader))
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """A step of which the server runs the rest, or what is between the client's first and last layers."""
@@ -339,11 +380,12 @@ class Client:
         if cut.back is None:
             send(part, Kind.SMASHED)
             times += times[-1:] * 3  # it does not come back in between
+            self._load_ahead()
         else:
             self._finish_head(part, about, about_round["accumulate"], times)
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
-        times += [time.monotonic()] * 2
+        times += self._here_since(answer)
         state = self._backward(part, answer.frame)
         if state is not None and cut.back is None:
             torch.set_rng_state(state)
@@ -380,18 +422,24 @@ class Client:
             self._sender.put(partial(self._send_paced, frame))
             records.append([begin, *[forward] * 5])
             passed.append((part, samples))
+        self._load_ahead()
         for times, (part, samples) in zip(records, passed, strict=True):
             answer = self._await(Kind.GRADIENT)
             self.throttle.received(answer.frame.size, answer.arrived)
-            resumed = time.monotonic()
+            times += self._here_since(answer)
             self._backward(part, answer.frame)
             if times is records[-1]:
                 self._take_step(about, about_round)
-            self.throttle.backward(resumed, samples)
-            times += [resumed, resumed, time.monotonic()]
+            self.throttle.backward(times[-1], samples)
+            times.append(time.monotonic())
         if self._sender.error is not None:
             raise self._sender.error
         return records
+
+    def _here_since(self, answer: Letter) -> list[float]:
+        """When a gradient was here, and when its backward pass began: now."""
+        now = time.monotonic()
+        return [answer.arrived if self.throttle.emulation is None else now, now]
 
     def _send_paced(self, frame: Frame) -> None:
         self.link.send(frame, pace=self.throttle.sending)

@@ -136,10 +136,13 @@ class Probe:
         return {name: p.grad for name, p in self.sides.parameters.items() if p.grad is not None}
 
     def _optimizer_bytes(self) -> dict[str, int] | None:
-        """Bytes of the optimizer's state per parameter after one step, taken on a copy of the weights."""
+        """Bytes of the optimizer's state per parameter after one step, taken on a copy of weights and gradients."""
         if self.optimizer is None:
             return None
         weights = {name: p.detach().clone() for name, p in self.sides.parameters.items()}
+        for parameter in self.sides.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()  # a step may clip it, or add noise
         self.optimizer.step()
         for name, weight in weights.items():
             self.sides.set(name, weight)

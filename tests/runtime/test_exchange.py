@@ -45,7 +45,7 @@ class WithAverage(Classifier):
 
 
 def train(module, cut, processes=None, epochs=3, callbacks=()):
-    """Trains it split between two clients; what it is after that, what plain federated averaging starts from, reports."""
+    """Trains it split between two clients: what it is then, what the oracle starts from, its data, and the rounds."""
     torch.manual_seed(1)
     own, data = module(), vectors(32)
     torch.manual_seed(1)
