@@ -161,6 +161,11 @@ class IterableOfNumbers(IterableDataset):
         return iter(range(10))
 
 
+class IterableWithLength(IterableOfNumbers):
+    def __len__(self):
+        return 10
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_how_much_data_a_client_has_is_what_its_loader_has(drop_last):
     user = DataLoader(list(range(23)), batch_size=4, drop_last=drop_last)
@@ -194,6 +199,7 @@ def test_how_many_samples_each_batch_of_an_epoch_has_is_known_beforehand(loader,
     "loader",
     [
         DataLoader(IterableOfNumbers(), batch_size=4),
+        DataLoader(IterableWithLength(), batch_size=4),
         DataLoader(list(range(10)), batch_sampler=[[1, 2, 3], [4]]),
         DataLoader([torch.ones(3), torch.ones(1)], batch_size=None),
         [torch.ones(3), torch.ones(1)],

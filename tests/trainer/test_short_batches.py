@@ -202,12 +202,18 @@ def test_a_plan_that_would_have_other_micro_batches_waits_for_the_next_epoch(mon
     def learn(planner, plan, steps, report):  # as if every client had been slower than its profile
         planner.corrections = replace(planner.corrections, compute=(2.0, 2.0))
 
+    class Plans(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            plans.append(trainer.strategy.plan.micro_batches)
+
+    plans = []
     monkeypatch.setattr(Planner, "learn", learn)
     module, data, parts = start(), vectors_of(46), [list(range(23)), list(range(23, 46))]
     plain = copy.deepcopy(module)
     strategy = EdgeSplitStrategy(clients=2, policy=OnceLearned(), partition=parts, round_steps=1, timeout=30)
-    trainer = fit(module, data, strategy, batch_size=10, epochs=2)
+    trainer = fit(module, data, strategy, batch_size=10, epochs=2, callbacks=[Plans()])
     same(module.state_dict(), fedavg(plain, data, parts, 10, 2, steps=1))
+    assert plans == [(), (4, 4)]
     assert trainer.global_step == 2 * 3 + 2 * (4 + 4 + 3)
 
 
