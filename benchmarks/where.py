@@ -8,7 +8,8 @@ the parts add up to the whole. Rounds of the first epoch are not counted.
   which is Lightning's loop around a step. ours: installing a client's model, beginning at the cut, and the like.
 - outside: the server's main thread in an arrival without compute and waiting, per arrival; what is done once in a round
   (starting it, aggregating) has lines of its own. In CPU seconds of that thread, since clients compute on the same
-  cores meanwhile and it is not always running; the same on the wall clock is printed beside it.
+  cores meanwhile and it is not always running; the same on the wall clock is printed beside it. So is what plain
+  Lightning's own loop takes around a step of the first model.
 
     python -m benchmarks.where [--models resnet18_7x7] [--threads 2]
 """
@@ -87,6 +88,11 @@ class Ledger:
             self.cpu[what] += now[1] - self._local.since[1]
         self._local.since = now
 
+    def stop(self) -> None:
+        """Counts nothing any more."""
+        self._note(self._stack[-1])
+        self.main = 0
+
     def enter(self, what: str) -> None:
         """From here on this thread does `what`."""
         stack = self._stack
@@ -138,11 +144,14 @@ def timed_around(owner: Any, name: str, what: str) -> None:
 
 
 class Classifier(Plain):
-    """An ordinary one that lets the ledger begin anew with the second epoch."""
+    """An ordinary one that lets the ledger begin anew with the second epoch, and end with it."""
 
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 1:
             LEDGER.reset()
+
+    def on_train_end(self) -> None:
+        LEDGER.stop()
 
 
 def watch(folder: Path) -> None:
@@ -192,7 +201,6 @@ def profile(model: str, rounds: int, batch: int, clients: int = 4) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         watch(Path(folder))
         trainer.fit(Classifier(MODELS[model].make(), lr=0.01), DataLoader(data, batch_size=batch))
-        LEDGER._note(LEDGER._stack[-1])
         of_clients = [json.loads(path.read_text())["wall"] for path in Path(folder).glob("*.json")]
     arrivals = clients * steps * rounds
     outside = [what for what in ORDER if what not in (*COMPUTE, *PER_ROUND, "waiting")]
@@ -207,19 +215,32 @@ def profile(model: str, rounds: int, batch: int, clients: int = 4) -> dict[str, 
     }  # fmt: skip
 
 
+def plain_loop(model: str, rounds: int, batch: int) -> dict[str, Any]:
+    """CPU milliseconds of plain Lightning's loop around a step of the whole model, without loading data."""
+    L.seed_everything(0, verbose=False)
+    count = batch * STEPS[model] * rounds
+    data = TensorDataset(torch.randn(count, 3, 32, 32), torch.randint(0, 10, (count,)))
+    with tempfile.TemporaryDirectory() as folder:
+        watch(Path(folder))
+        trainer = quiet_trainer(max_epochs=2)
+        trainer.fit(Classifier(MODELS[model].make(), lr=0.01), DataLoader(data, batch_size=batch))
+    return {"loop_ms": 1e3 * LEDGER.cpu["loop"] / (STEPS[model] * rounds)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3, help="that are counted")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # one model, in this process
+    parser.add_argument("--one", choices=("split", "plain"), help=argparse.SUPPRESS)  # one model, in this process
     options = parser.parse_args()
     quiet(options.threads)
     if options.one:
-        print(json.dumps(profile(options.models[0], options.rounds, options.batch)))
+        measure = profile if options.one == "split" else plain_loop
+        print(json.dumps(measure(options.models[0], options.rounds, options.batch)))
         return
-    found = {model: in_its_own_process(model, options) for model in options.models}
+    found = {model: in_its_own_process("split", model, options) for model in options.models}
     for side in ("server", "clients"):
         table = Table(title=f"{side}: milliseconds per {'arrival' if side == 'server' else 'local step, mean'}")
         for column in ("model", *ORDER):
@@ -228,8 +249,11 @@ def main() -> None:
             per = numbers["arrivals"] / (1 if side == "server" else 4)
             table.add_row(model, *(f"{1e3 * numbers[side].get(what, 0.0) / per:.2f}" for what in ORDER))
         Console(width=160).print(table)
-    first = found.get("resnet18_7x7", next(iter(found.values())))
+    name = "resnet18_7x7" if "resnet18_7x7" in found else options.models[0]
+    first, plain = found[name], in_its_own_process("plain", name, options)
+    print(f"{name}: plain Lightning's loop around a step, {plain['loop_ms']:.2f} ms of the CPU")
     values = {
+        "plain_loop_ms": plain["loop_ms"],
         "server_outside_ms": first["outside_ms"],
         "server_outside_share_max": max(numbers["outside_share"] for numbers in found.values()),
         "models": found,
@@ -238,10 +262,10 @@ def main() -> None:
     publish(values)
 
 
-def in_its_own_process(model: str, options: argparse.Namespace) -> dict[str, Any]:
+def in_its_own_process(side: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """A fresh interpreter, since what is watched stays watched."""
     command = [
-        sys.executable, "-m", "benchmarks.where", "--one", "--models", model, "--rounds", str(options.rounds),
+        sys.executable, "-m", "benchmarks.where", "--one", side, "--models", model, "--rounds", str(options.rounds),
         "--batch", str(options.batch), "--threads", str(options.threads),
     ]  # fmt: skip
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
