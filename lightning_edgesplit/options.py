@@ -128,6 +128,11 @@ def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None
             plan.compression,
             'it goes neither with a server model other than "per_client" nor with `second_cut`',
         ),
+        "batches": (
+            bool(plan.batches),
+            plan.batches,
+            "clients train with the batches of their loaders",
+        ),
         "server_shares": (
             bool(plan.server_shares) and clock == "wall",
             plan.server_shares,

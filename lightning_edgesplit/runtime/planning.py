@@ -177,6 +177,7 @@ class Planner:
             predicted=spread(some.predicted, 0.0),
             server_shares=spread(some.server_shares, 0.0) if some.server_shares else (),
             micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
+            batches=spread(some.batches, 1) if some.batches else (),
             channel_rates=spread(some.channel_rates, 0.0) if some.channel_rates else (),
             left_out=tuple(active[k] for k in some.left_out),
             turns=tuple(active[k] for k in some.turns),

@@ -84,7 +84,7 @@ class Overlapped:
         """See `Policy.plan`."""
         model = LatencyModel(costs, clients, server, corrections)
         plan = replace(self.policy.plan(costs, clients, server, corrections), policy=self.name)
-        most = [self._enough(model, plan, k) for k in range(len(clients))]
+        most = [self._enough(model.under(plan), plan, k) for k in range(len(clients))]
         candidates = [plan] + [
             replace(plan, micro_batches=tuple(min(parts, own) for own in most)) for parts in range(1, max(most) + 1)
         ]
