@@ -32,7 +32,7 @@ from lightning_edgesplit.runtime.carried import CarriedModels
 from lightning_edgesplit.runtime.carrying import CarryingServer
 from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.epsl import Aggregation, LastLayer, aggregated_step, find_last_layer
-from lightning_edgesplit.runtime.partition import ClientLoaders, Partition
+from lightning_edgesplit.runtime.partition import ClientLoaders, Partition, limit_extent, samples_of
 from lightning_edgesplit.runtime.planning import Planner, costs_of
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
@@ -209,7 +209,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._source, self._threads = trainer.fit_loop._data_source, torch.get_num_threads()
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         loaders = ClientLoaders(self._source.dataloader, self.partition, len(self.profiles), seed)
-        arrivals = Arrivals(lambda: self._agenda.arrivals(trainer.current_epoch), self._begin_epoch)
+        arrivals = Arrivals(lambda: self._agenda.arrivals(trainer.current_epoch), self._epoch)
         trainer.fit_loop._data_source = _DataLoaderSource(arrivals, "train_dataloader")
         super().setup(trainer)
         if len(self.optimizers) != 1:
@@ -308,14 +308,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """Divides the clients' batches into rounds, and announces the plan of the first."""
         assert self._server is not None
         assert self._planner is not None
-        kind = self.server_model
-        batches = limited([greeting["batches"] for greeting in self._server.greetings], self._limit, kind.together)
+        kind, greetings = self.server_model, self._server.greetings
+        batches = limited([greeting["batches"] for greeting in greetings], self._limit, kind.together)
         self._trainer.limit_train_batches = 1.0  # it holds for what the clients send already
         if not any(batches):
             raise ValueError("no client has a batch to train on: give more samples, or a smaller batch_size.")
-        for greeting, count in zip(self._server.greetings, batches, strict=True):
-            greeting["batches"] = count
-        self._planner.batch = tuple(greeting["batch"] for greeting in self._server.greetings)
+        for greeting, count in zip(greetings, batches, strict=True):
+            limit_extent(greeting, count)
+        self._planner.batch = tuple(greeting["batch"] for greeting in greetings)
         self._timetable = Timetable(self._planner, self._trace, self._resume.elapsed)
         self._agenda = Rounds(
             batches,
@@ -323,7 +323,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self.participation,
             seed,
             self._timetable.choose,
-            self._timetable.parts,
+            self._timetable.micro_batches,
+            lambda client, batch: samples_of(greetings[client], batch),
             kind.by_turns,
             kind.together,
         )
@@ -377,38 +378,51 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         if self._last_layer is not None:
             self._last_layer.check(self._trainer.lightning_module, cuts)
 
-    def _begin_epoch(self) -> Iterator[Any]:
-        """Tells the Trainer how many arrivals the epoch has, where that differs from epoch to epoch; yields them."""
+    def _tell_arrivals(self) -> None:
+        """Tells the Trainer how many arrivals the epoch has.
+
+        Epochs differ, as clients and micro-batches do from round to round. The Trainer has asked already, but may have
+        been in another epoch then, or cuts and plans have changed since.
+        """
         trainer = self._trainer
-        if self._agenda.differ:
-            batches = self._agenda.arrivals(trainer.current_epoch)
-            trainer.fit_loop.max_batches = batches
-            if isinstance(trainer.val_check_interval, float):
-                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
-        return self._epoch()
+        loop, batches = trainer.fit_loop, self._agenda.arrivals(trainer.current_epoch)
+        assert loop._data_fetcher is not None
+        assert loop._combined_loader is not None
+        loop.max_batches = loop._data_fetcher.length = batches
+        loop._combined_loader.limits = None  # it asks again when the next epoch begins
+        if isinstance(trainer.val_check_interval, float):
+            trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+
+    def _renew_cuts(self) -> None:
+        """Between two rounds: finds the cuts anew if something else is trained, and plans anew what is ahead."""
+        server, planner, cutting, timetable = self._server, self._planner, self._cutting, self._timetable
+        assert server is not None
+        assert planner is not None
+        assert cutting is not None
+        assert timetable is not None
+        if cutting.outdated:
+            self.cuts = cutting.find_anew(self._agenda.ended)
+            planner.take(self.cuts)
+            server.forget_cuts()
+            timetable.renew(self._agenda.epoch, self._agenda.current.number)
+            self._tell_arrivals()
 
     def _epoch(self) -> Iterator[Any]:
         """One pass over all clients' data, as the Trainer's batches: one per arrival of smashed data."""
         server, whole, planner, cutting = self._server, self._whole, self._planner, self._cutting
-        trainer, timetable = self._trainer, self._timetable
+        trainer = self._trainer
         assert server is not None
         assert whole is not None
         assert planner is not None
         assert cutting is not None
-        assert timetable is not None
-        self._resume.go_on(trainer.current_epoch, self._agenda, whole, planner, timetable)
-        if self._agenda.differ and trainer.fit_loop._combined_loader is not None:
-            trainer.fit_loop._combined_loader.limits = None  # it asks again
+        self._resume.go_on(trainer.current_epoch, whole)
+        self._tell_arrivals()
+        self._renew_cuts()
         for round_ in self._agenda.go_through(trainer.current_epoch):
-            if cutting.outdated:
-                self.cuts = cutting.find_anew(self._agenda.ended)
-                planner.take(self.cuts)
-                server.forget_cuts()
-                timetable.renew()
             self._plan_round(round_)
             assert self.plan is not None
             server.start_round(
-                planner.orders(self.plan, round_.steps),
+                planner.orders(self.plan, round_.parts),
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
                 arbitration=planner.arbitration(self.plan, round_.steps),
                 longest_first=self.plan.order == "longest_first", turns=self.plan.turns,
@@ -426,6 +440,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
                 batch = server.batch_of(client, frame)
                 self._now = client, frame, batch
                 yield batch
+            self._renew_cuts()
 
     def _share_cores(self) -> None:
         """Gives the server's step all threads where it computes alone, else as many as the plan leaves to it."""
@@ -587,8 +602,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._whole is not None
         assert self._planner is not None
         assert self._timetable is not None
-        trainer = self._trainer
-        return self._resume.note(trainer.current_epoch, self._agenda, self._whole, self._planner, self._timetable)
+        arrivals = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self._resume.note(arrivals, self._agenda, self._whole, self._planner, self._timetable)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -599,7 +614,9 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         super().load_optimizer_state_dict(checkpoint)
-        self._resume.ask()
+        assert self._planner is not None
+        assert self._timetable is not None
+        self._resume.begin(self._agenda, self._planner, self._timetable)
 
     # ---- whole models ------------------------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ class CarryingServer(Server):
         self._positions.pop(client, None)
         position = held["position"]
         if position is not None and seat.epoch != start.about["epoch"]:
-            position = {**position, "taken": 0}  # its next pass over the data begins anew
+            position = {**position, "taken": None}  # its next pass over the data begins anew
         self.send(client, Frame(Kind.RESTORE, held["tensors"], {"client": client, "position": position}))
         self._start_client(client, start)
         self._begin_model(client, start)
@@ -172,7 +172,7 @@ class CarryingServer(Server):
 
     def _settle_last_steps(self) -> None:
         for client in self.playing:
-            if self.seats[client].owes_step and not self.seats[client].left:
+            if self.seats[client].owes_step and not self.seats[client].ahead:
                 self._finish(self.inbox.next(Kind.NORM, link=client))
 
     # ---- who is done -------------------------------------------------------------------------------------------------

@@ -167,15 +167,17 @@ class Client:
         return about, [*tensors, *began, *loader, *self._loader_began]
 
     def _restore(self, order: Frame) -> None:
-        """Goes back to a position: the same order of the data, without what was taken, and the same streams."""
+        """Goes back to a position: the same order of the data, without what was taken, and the same streams.
+
+        Of an epoch that had begun nothing may have been taken; ``taken`` is None where its pass is not gone on with.
+        """
         about, tensors = order.about, list(order.tensors)
         numbers, rest = tensors[: generators.COUNT], iter(tensors[generators.COUNT :])
         began = next(rest) if about["began"] else None
         loader = [next(rest) for _ in range(about["loader"])]
         loader_began = [next(rest) for _ in range(about["loader_began"])]
-        if about["taken"]:
-            if began is not None:
-                torch.set_rng_state(began)
+        if began is not None and about["taken"] is not None:
+            torch.set_rng_state(began)
             for own, state in zip(generators_of(self.loader), loader_began, strict=False):
                 own.set_state(state)
             self._begin_epoch(skip=about["taken"])
@@ -221,7 +223,7 @@ class Client:
         if about["new_epoch"]:
             self._begin_epoch()
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
-        records = [times for _ in range(about["steps"]) for times in self._step(about)]
+        records = [times for parts in about["parts"] for times in self._step(about, parts)]
         upload, self._asking = time.monotonic(), "upload"
         tensors = self._weights()
         state: list[Any] = []
@@ -272,8 +274,8 @@ class Client:
             self.sides.release(name)
         self.sides.place(away)
 
-    def _step(self, about_round: dict[str, Any]) -> list[list[float]]:
-        """One local step; the `TIMES` of its arrivals."""
+    def _step(self, about_round: dict[str, Any], parts: int) -> list[list[float]]:
+        """One local step, in so many micro-batches; the `TIMES` of its arrivals."""
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
@@ -292,8 +294,8 @@ class Client:
             "steps": (index + 1) % accumulate == 0 or index + 1 == about_round["batches"],
         }
         self._buffers_before = {n: self.sides.buffers[n].clone() for n in self._own if n in self.sides.buffers}
-        if about_round["parts"] > 1:
-            records = self._overlapped_step(batch, about, about_round)
+        if parts > 1:
+            records = self._overlapped_step(batch, about, about_round, parts)
         else:
             run = self._whole_step if self.cut.name == END else self._split_step
             records = [[begin, *run(begin, batch, about, about_round)]]
@@ -339,13 +341,15 @@ class Client:
         self.throttle.backward(times[-1], about["samples"])
         return [*times, time.monotonic()]
 
-    def _overlapped_step(self, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[list[float]]:
+    def _overlapped_step(
+        self, batch: Any, about: dict[str, Any], about_round: dict[str, Any], parts: int
+    ) -> list[list[float]]:
         """A step in micro-batches: all forward passes, smashed data on the way meanwhile; then the backward passes.
 
         The gradients of the micro-batches' losses, each weighted with its part of the samples, are summed in their
         order. Huang et al. 2019 (GPipe, arXiv:1811.06965); between client and server: PiPar, arXiv:2302.12803.
         """
-        cut, parts = self.cut, about_round["parts"]
+        cut = self.cut
         assert cut is not None
         assert cut.border is not None
         self._sender = self._sender or Sender()

@@ -54,7 +54,8 @@ def divided(batch: Any, parts: int) -> list[Any]:
     samples = batch_size(batch)
     if samples < parts:
         raise ValueError(
-            f"micro_batches={parts} of a batch of {samples} samples: use fewer, or drop_last=True in the loader."
+            f"micro_batches={parts} of a batch of {samples} samples, whose number was not known beforehand: give the"
+            " loader drop_last=True, or use torch's own DataLoader and BatchSampler, or fewer micro-batches."
         )
     pieces: list[list[Any]] = [[] for _ in range(parts)]
     for name, leaf in zip(structure.paths(), leaves, strict=True):

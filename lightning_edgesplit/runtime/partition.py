@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 
 Parts = Sequence[Sequence[int]]
@@ -205,18 +205,47 @@ def _short(value: Any) -> str:
 
 
 def extent(loader: Any) -> dict[str, Any]:
-    """How much data a loader has: ``batches`` and ``samples`` (None: it is a stream), and samples in a ``batch``."""
-    batch = getattr(loader, "batch_size", None)
+    """How much data a loader has.
+
+    Returns:
+        ``batches`` and ``samples`` of a pass over it (None: it is a stream), samples in a ``batch``, and those in the
+        ``last`` one of a pass (None: it cannot be known before the batches are there, nor that of the others).
+    """
+    drawn: Any = getattr(loader, "batch_sampler", None)
+    # torch's own batches of a dataset that is read by number: all are full but the last, whatever the sampler
+    known = type(drawn) is BatchSampler and not isinstance(loader.dataset, IterableDataset)
+    batch = drawn.batch_size if known else getattr(loader, "batch_size", None)
     try:
         batches = len(loader)
     except TypeError:  # a stream
-        return {"batches": None, "samples": None, "batch": batch or 1}
+        return {"batches": None, "samples": None, "batch": batch or 1, "last": None}
     try:
         samples = len(getattr(loader, "dataset", ()))
     except TypeError:
         samples = 0
     samples = samples or batches * (batch or 1)
-    return {"batches": batches, "samples": samples, "batch": batch or max(1, round(samples / max(1, batches)))}
+    last = _last_batch(len(drawn.sampler), drawn.batch_size, drawn.drop_last) if known else None
+    batch = batch or max(1, round(samples / max(1, batches)))
+    return {"batches": batches, "samples": samples, "batch": batch, "last": last}
+
+
+def _last_batch(samples: int, batch: int, drop_last: bool) -> int:
+    """Samples in the last batch of a pass."""
+    return batch if drop_last else samples % batch or batch
+
+
+def limit_extent(own: dict[str, Any], batches: int) -> None:
+    """Changes an `extent` to that of an epoch of so many batches, which may be less than a pass."""
+    if own["last"] is not None and batches < own["batches"]:
+        own["last"] = own["batch"]
+    own["batches"] = batches
+
+
+def samples_of(own: dict[str, Any], number: int) -> int | None:
+    """Samples of batch `number` of an epoch over data of this `extent`; None: it cannot be known beforehand."""
+    if own["last"] is None:
+        return None
+    return int(own["last"] if number + 1 == own["batches"] else own["batch"])
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:
@@ -294,7 +323,8 @@ class ClientLoaders:
             return extent(self.of(client))
         samples, batch = len(self._parts[client]), self._loader.batch_size
         batches = samples // batch if self._loader.drop_last else -(-samples // batch)
-        return {"batches": batches, "samples": samples, "batch": batch}
+        last = _last_batch(samples, batch, self._loader.drop_last)
+        return {"batches": batches, "samples": samples, "batch": batch, "last": last}
 
     def sample(self) -> Any:
         """A batch as the clients have it. The random generators are left as they were.

@@ -235,16 +235,16 @@ class Planner:
             times[name] = simulate(model, self._as_trained(plan, active)).round_time
         return times
 
-    def orders(self, plan: Plan, steps: Sequence[int]) -> list[Orders]:
-        """What each client is told."""
+    def orders(self, plan: Plan, parts: Sequence[tuple[int, ...]]) -> list[Orders]:
+        """What each client is told, where its local steps have so many micro-batches each."""
+        steps = [len(own) for own in parts]
         active = [k for k, count in enumerate(steps) if count] if self.emulate else []
         model, places = self._model(steps, active, corrected=False), {k: at for at, k in enumerate(active)}
         orders = []
         found = {name: self.cuts.find(name) for name in dict.fromkeys(plan.cuts)}
         for client, name in enumerate(plan.cuts):
             cut = found[name]
-            parts = plan.micro_batches[client] if plan.micro_batches else 1
-            order = Orders(cut, steps[client], parts, plan.compression)
+            order = Orders(cut, parts[client], plan.compression)
             if self.emulate and steps[client]:
                 times = model.times(places[client], model.names.index(cut.name), plan.shares[client])
                 head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]

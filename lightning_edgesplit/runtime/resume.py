@@ -25,16 +25,16 @@ class Resume:
         self._due = False
 
     def note(
-        self, epoch: int, rounds: Rounds, whole: WholeModels, planner: Planner, timetable: Timetable
+        self, arrivals: int, rounds: Rounds, whole: WholeModels, planner: Planner, timetable: Timetable
     ) -> dict[str, Any]:
-        """Where rounds, clients and planner are: plain values and tensors."""
-        position = rounds.position(epoch, whole.steps_left)
+        """Where rounds, clients and planner are, after so many arrivals of the epoch: plain values and tensors."""
+        position = rounds.position(arrivals, whole.steps_left)
         corrections, clients = asdict(planner.corrections), whole.positions()
-        for client, batches, left in zip(clients, rounds.batches, position["left"], strict=False):
+        for client, taken in zip(clients, position["taken"], strict=False):
             # in mid-round a client may be at work on a batch that has not been served, and comes again
-            own = client["position"]
+            own, begun = client["position"], client["epoch"] == position["epoch"]
             if own is not None:
-                client["position"] = {**own, "taken": min(own["taken"], batches - left)}
+                client["position"] = {**own, "taken": min(own["taken"], taken) if begun else None}
         own = {"clients": clients, "corrections": corrections, "elapsed": timetable.now}
         self.noted = {**position, **own}
         return self.noted
@@ -48,29 +48,33 @@ class Resume:
         """Seconds of all rounds before the checkpoint that was loaded; 0 if none was."""
         return 0.0 if self._loaded is None else float(self._loaded["elapsed"])
 
-    def ask(self) -> None:
-        """Asks for the next `go_on` to do something: the optimizer's state has been loaded."""
-        self._due = True
+    def begin(self, rounds: Rounds, planner: Planner, timetable: Timetable) -> None:
+        """Once the optimizer's state has been loaded: rounds and planner are where the checkpoint has them.
 
-    def go_on(self, epoch: int, rounds: Rounds, whole: WholeModels, planner: Planner, timetable: Timetable) -> None:
-        """Before the first round: gives clients, rounds and planner what the checkpoint holds of them, if one is due.
+        It is before the Trainer asks for the first time how many arrivals an epoch has. The clients are not asked to go
+        on until `go_on`, since random streams move until then.
+        """
+        self._due = True
+        names = [profile.name for profile in planner.clients]
+        if self._loaded is None or [client["name"] for client in self._loaded["clients"]] != names:
+            self._loaded = None  # from a plain run, or one with other clients: all begin with the mean
+            return
+        planner.corrections = Corrections(**self._loaded["corrections"])
+        rounds.resume(self._loaded)
+        timetable.forget()  # it was for a run that begins
+
+    def go_on(self, epoch: int, whole: WholeModels) -> None:
+        """Before the first round: gives the clients what the checkpoint holds of them, if one is due.
 
         Args:
             epoch: The Trainer's epoch.
-            rounds: The run's rounds.
             whole: Reaches the clients.
-            planner: Has corrections to take.
-            timetable: What it has planned of an epoch that is under way was for the whole of it.
         """
         if not self._due:
             return
         self._due, noted, self._loaded = False, self._loaded, None
-        names = [profile.name for profile in planner.clients]
-        if noted is None or [client["name"] for client in noted["clients"]] != names:
-            whole.restore(None, None)  # from a plain run, or one with other clients: all begin with the mean
+        if noted is None:
+            whole.restore(None, None)
             return
-        planner.corrections = Corrections(**noted["corrections"])
-        under_way = rounds.resume(noted, epoch)
-        if under_way:
-            timetable.forget()
-        whole.restore(noted["clients"], noted["epoch"] if under_way else None)
+        under_way = noted["epoch"] == epoch and any(noted["left"])
+        whole.restore(noted["clients"], epoch if under_way else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,18 +13,23 @@ class Round:
     """A round, and how its epoch stands after it.
 
     Attributes:
-        steps: Local steps of every client, 0 for those that take no part.
+        parts: Arrivals of each local step of every client, one per micro-batch; empty for those that take no part.
         number: Rounds of the epoch up to this one, itself included.
         left: Batches of every client that remain in the epoch after it.
-        parts: Arrivals of a local step of each client; empty: one.
+        taken: Batches of the epoch that every client has taken after it; whoever takes no part in a round takes none.
         waiting: Local steps of the same round that other clients take after this one, where they take turns.
     """
 
-    steps: list[int]
+    parts: list[tuple[int, ...]]
     number: int
     left: list[int]
+    taken: list[int]
     waiting: list[int] = field(default_factory=list)
-    parts: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> list[int]:
+        """Local steps of every client, 0 for those that take no part."""
+        return [len(own) for own in self.parts]
 
 
 def limited(batches: Sequence[int | None], limit: int | float, together: bool = False) -> list[int]:
@@ -67,12 +72,16 @@ class Rounds:
         seed: With epoch and round it draws those that do.
         choose: Takes epoch, number of the round and steps, and returns the steps without those of clients that do not
             take part after all; it is asked in the order of the rounds.
-        parts: Takes epoch and number of a round, and returns the arrivals of a local step of each client; empty: one.
+        micro_batches: Takes epoch and number of a round, and returns into how many micro-batches each client divides
+            its batches, where they have that many samples; empty: one.
+        samples: Takes a client and the number of a batch of its epoch, and returns the batch's samples; None: that is
+            not known beforehand.
         by_turns: Whether only one client is at work at a time: each round is divided into one per client.
         together: Whether a local step of all clients is one arrival.
 
     Attributes:
         current: The round that began last; one without clients before the first.
+        epoch: The epoch that it is of.
         ended: Rounds that have ended, those before a checkpoint included.
     """
 
@@ -83,58 +92,67 @@ class Rounds:
         participation: float = 1.0,
         seed: int | str = 0,
         choose: Callable[[int, int, list[int]], list[int]] = lambda epoch, number, steps: steps,
-        parts: Callable[[int, int], tuple[int, ...]] = lambda epoch, number: (),
+        micro_batches: Callable[[int, int], tuple[int, ...]] = lambda epoch, number: (),
+        samples: Callable[[int, int], int | None] = lambda client, batch: None,
         by_turns: bool = False,
         together: bool = False,
     ) -> None:
         self.batches, self._round_steps, self._by_turns = list(batches), round_steps, by_turns
         self._participation, self._seed, self._together = participation, seed, together
-        self._choose, self._parts, self._changing = choose, parts, False
-        self.current = Round([], 0, [])
+        self._choose, self._micro_batches, self._samples = choose, micro_batches, samples
+        self.current, self.epoch = Round([], 0, [], []), -1
         self.ended = 0
-        self._resumed: tuple[int, Round] | None = None  # epoch and end of the one that was under way
-
-    @property
-    def differ(self) -> bool:
-        """Whether epochs may differ in length, since it changes from round to round which clients take part."""
-        return self._participation < 1 or self._changing
+        self._resumed: tuple[int, Round, int] | None = None  # an epoch, what was done of it, and that in arrivals
 
     def of(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch; those that are left of it, where a checkpoint was made within it."""
-        left, number = list(self.batches), 0
+        left, taken, number = list(self.batches), [0] * len(self.batches), 0
         if self._resumed is not None and self._resumed[0] == epoch:
             done = self._resumed[1]
-            number = done.number
+            number, left, taken = done.number, list(done.left), list(done.taken)
             if any(done.waiting):
                 waiting = self._choose(epoch, number, done.waiting)
-                yield from self._turns(replace(done, steps=waiting))
-            left = [n - waiting for n, waiting in zip(done.left, done.waiting, strict=True)]
+                yield from self._turns(waiting, number, left, taken)
+                taken = [n + own for n, own in zip(taken, waiting, strict=True)]
+                left = [n - own for n, own in zip(left, done.waiting, strict=True)]
         while any(left):
             steps = [min(n, self._round_steps or n) for n in left]
-            left = [n - taken for n, taken in zip(left, steps, strict=True)]
+            left = [n - own for n, own in zip(left, steps, strict=True)]
             drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
             number += 1
-            wanted = [n if k in drawn else 0 for k, n in enumerate(steps)]
-            taken = self._choose(epoch, number, wanted)
-            self._changing = self._changing or taken != wanted
-            whole = Round(taken, number, left, parts=self._parts(epoch, number))
-            self._changing = self._changing or bool(whole.parts)
+            steps = self._choose(epoch, number, [n if k in drawn else 0 for k, n in enumerate(steps)])
+            before, taken = taken, [n + own for n, own in zip(taken, steps, strict=True)]
             if self._by_turns:
-                before = [n + own for n, own in zip(left, whole.steps, strict=True)]
-                yield from self._turns(replace(whole, left=before))
+                yield from self._turns(steps, number, [n + own for n, own in zip(left, steps, strict=True)], before)
             else:
-                yield whole
+                yield Round(self._divided(epoch, number, steps, before), number, left, taken)
+
+    def _divided(self, epoch: int, number: int, steps: Sequence[int], taken: Sequence[int]) -> list[tuple[int, ...]]:
+        """Micro-batches of each local step of a round: as many as the plan says, but none without a sample.
+
+        Args:
+            epoch: The epoch.
+            number: The number of the round.
+            steps: Local steps of every client.
+            taken: Batches of the epoch that every client has taken before.
+        """
+        most = self._micro_batches(epoch, number) or (1,) * len(steps)
+        return [
+            tuple(min(most[k], n or most[k]) for n in (self._samples(k, first + step) for step in range(count)))
+            for k, (first, count) in enumerate(zip(taken, steps, strict=True))
+        ]
 
     @staticmethod
-    def _turns(whole: Round) -> Iterator[Round]:
-        """A round of one client after the other; `left` is what remains in the epoch before it."""
-        left, waiting = list(whole.left), list(whole.steps)
-        for client, steps in enumerate(whole.steps):
-            if steps:
-                left[client] -= steps
+    def _turns(steps: Sequence[int], number: int, left: Sequence[int], taken: Sequence[int]) -> Iterator[Round]:
+        """A round of one client after the other; `left` and `taken` are what they are before it."""
+        left, taken, waiting = list(left), list(taken), list(steps)
+        for client, count in enumerate(steps):
+            if count:
+                left[client] -= count
+                taken[client] += count
                 waiting[client] = 0
-                own = [steps if k == client else 0 for k in range(len(left))]
-                yield Round(own, whole.number, list(left), list(waiting))
+                own = [(1,) * count if k == client else () for k in range(len(left))]
+                yield Round(own, number, list(left), list(taken), list(waiting))
 
     def _drawn(self, clients: list[int], epoch: int, number: int) -> set[int]:
         """The clients that take part in a round: a share of all, drawn by seed, epoch and round."""
@@ -144,39 +162,40 @@ class Rounds:
         return set(random.Random(f"{self._seed}/{epoch}/{number}").sample(clients, wanted))
 
     def arrivals(self, epoch: int) -> int:
-        """Local steps of all clients in an epoch."""
-        return sum(self.arrivals_in(round_) for round_ in self.of(epoch))
+        """Arrivals of all clients in an epoch, those before a checkpoint that was made within it included."""
+        before = self._resumed[2] if self._resumed is not None and self._resumed[0] == epoch else 0
+        return before + sum(self.arrivals_in(round_) for round_ in self.of(epoch))
 
     def arrivals_in(self, round_: Round) -> int:
         """The same in a round."""
-        parts = round_.parts or (1,) * len(round_.steps)
-        return max(round_.steps) if self._together else sum(n * m for n, m in zip(round_.steps, parts, strict=True))
+        return max(round_.steps) if self._together else sum(map(sum, round_.parts))
 
     def go_through(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch, each of which is then the `current` one."""
         for round_ in self.of(epoch):
-            self.current = round_
+            self.current, self.epoch = round_, epoch
             yield round_
 
-    def position(self, epoch: int, steps_left: Sequence[int] | None = None) -> dict[str, Any]:
+    def position(self, arrivals: int, steps_left: Sequence[int] | None = None) -> dict[str, Any]:
         """Where the run is, as plain numbers.
 
         Args:
-            epoch: The Trainer's epoch.
-            steps_left: Local steps that every client has yet to take in the current round; None: the round has ended.
+            arrivals: Arrivals of the current epoch so far.
+            steps_left: Local steps that every client has yet to take in the current round, one of which some
+                micro-batches have arrived included: it comes again. None: the round has ended.
         """
-        left, waiting = self.current.left, self.current.waiting
+        left, taken, waiting = self.current.left, self.current.taken, self.current.waiting
         if steps_left is not None:
             left = [n + more for n, more in zip(left, steps_left, strict=True)]
+            taken = [n - more for n, more in zip(taken, steps_left, strict=True)]
             waiting = [n + more for n, more in zip(waiting, steps_left, strict=True)] if self._by_turns else []
         turns = {"waiting": waiting} if self._by_turns else {}
-        return {"epoch": epoch, "round": self.current.number, "left": left, "rounds": self.ended, **turns}
+        now = {"epoch": self.epoch, "round": self.current.number, "arrivals": arrivals, "rounds": self.ended}
+        return {**now, "left": left, "taken": taken, **turns}
 
-    def resume(self, position: Mapping[str, Any], epoch: int) -> bool:
-        """Goes on at a `position`; returns whether the epoch is under way there."""
-        self.ended = position["rounds"]
-        under_way = position["epoch"] == epoch and any(position["left"])
-        left = position["left"]
-        done = Round([], position["round"], left, position.get("waiting") or [0] * len(left))
-        self._resumed = (position["epoch"], done) if under_way else None
-        return under_way
+    def resume(self, position: Mapping[str, Any]) -> None:
+        """Goes on at a `position`."""
+        self.ended, self.epoch = position["rounds"], position["epoch"]
+        left, waiting = position["left"], position.get("waiting") or [0] * len(position["left"])
+        self.current = Round([()] * len(left), position["round"], left, position["taken"], waiting)
+        self._resumed = self.epoch, self.current, position["arrivals"]

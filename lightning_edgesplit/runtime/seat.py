@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.throttle import Emulation
 from lightning_edgesplit.runtime.trained import Trained
 from lightning_edgesplit.scheduling.links import Transfer
-from lightning_edgesplit.splitting import END, Cut
+from lightning_edgesplit.splitting import Cut
 from lightning_edgesplit.splitting.step import Passed, ServerSide
 
 
@@ -24,8 +24,7 @@ class Orders:
 
     Attributes:
         cut: Its cut in this round.
-        steps: Local steps to take.
-        parts: Micro-batches that a batch is divided into, all of them under way at once.
+        parts: For each local step, the micro-batches that its batch is divided into, all of them under way at once.
         compression: How smashed data and gradients go over the links.
         emulation: How fast to be; None: as fast as it can.
         server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
@@ -33,12 +32,16 @@ class Orders:
     """
 
     cut: Cut
-    steps: int
-    parts: int = 1
+    parts: tuple[int, ...]
     compression: str = "none"
     emulation: Emulation | None = None
     server_seconds: float | None = None
     server_forward: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Local steps to take."""
+        return len(self.parts)
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Seat:
         self.generator: Tensor | None = None
         self.halfway: Halfway | None = None
         self._sides: dict[str, ServerSide] = {}
-        self.left = 0
+        self.ahead: deque[int] = deque()  # arrivals that are to come, of each local step that is not complete
         self.epoch: int | None = None
         self.handover = False
         self.groups: list[dict[str, Any]] = []
@@ -177,12 +180,13 @@ class Seat:
     @property
     def steps_ahead(self) -> int:
         """Local steps of which not all smashed data have arrived yet."""
-        return -(-self.left // self.parts)
+        return len(self.ahead)
 
-    @property
-    def parts(self) -> int:
-        """Arrivals of one local step."""
-        return 1 if self.orders is None or self.orders.cut.name == END else self.orders.parts
+    def count_arrival(self) -> None:
+        """One of the arrivals that were to come is here."""
+        self.ahead[0] -= 1
+        if not self.ahead[0]:
+            self.ahead.popleft()
 
     @property
     def cut(self) -> Cut:

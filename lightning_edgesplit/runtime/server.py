@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ class Server:
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
-        greetings: What every client said of its data: ``batches``, ``samples``, ``batch``.
+        greetings: What every client said of its data: ``batches``, ``samples``, ``batch``, ``last``.
         began: When the round began, monotonic clock, seconds.
         taking_part: The seats of the clients that take part in the round.
     """
@@ -212,8 +213,8 @@ class Server:
                     )
                 seat.orders = order
             elif seat.orders is not None:
-                seat.orders = replace(seat.orders, steps=0)
-            seat.left = order.steps * seat.parts
+                seat.orders = replace(seat.orders, parts=())
+            seat.ahead = deque(order.parts)
         clients = [client for client, seat in enumerate(self.seats) if seat.active]
         self.taking_part = [self.seats[client] for client in clients]
         now = trained.read(self.module, self.sides.parameters, self.optimizer)
@@ -226,9 +227,9 @@ class Server:
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
         """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
-        steps = {client: self.seats[client].steps_ahead for client in clients}
-        in_turn = [k for step in range(max(steps.values(), default=0)) for k in clients if step < steps[k]]
-        return [k for k in in_turn for _ in range(self.seats[k].parts)]
+        ahead = {client: self.seats[client].ahead for client in clients}
+        steps = range(max(map(len, ahead.values()), default=0))
+        return [k for step in steps for k in clients if step < len(ahead[k]) for _ in range(ahead[k][step])]
 
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
@@ -263,10 +264,10 @@ class Server:
         new_epoch, seat.epoch = seat.epoch != about["epoch"], about["epoch"]
         more = {
             "new_epoch": new_epoch, "stream": len(self.seats) == 1,
-            "cut": order.cut.to_json(), "steps": order.steps, "emulation": emulation, "state": state,
+            "cut": order.cut.to_json(), "emulation": emulation, "state": state,
             "fresh_state": start.fresh_state is not None, "trained": news,
             "arbited": self.grants.needed, "paced": self.paced, "groups": seat.groups,
-            "batches": self.greetings[client]["batches"], "parts": seat.parts, "compression": order.compression,
+            "batches": self.greetings[client]["batches"], "parts": order.parts, "compression": order.compression,
             **self.rules,
         }  # fmt: skip
         weights = [start.aggregate[name] for name in order.cut.client]
@@ -300,7 +301,7 @@ class Server:
                 break
         seat = self.seats[letter.link]
         self.take_handover(letter.link)
-        seat.left -= 1
+        seat.count_arrival()
         about = letter.frame.about
         if about["index"] % self.rules["accumulate"] == 0 and about.get("part", 0) == 0:
             seat.gradients = {}
@@ -315,11 +316,11 @@ class Server:
 
     def _arrival_of_all(self) -> tuple[int, Frame]:
         """The next local step of all clients that have one ahead, as if it were the first one's."""
-        clients = [client for client, seat in enumerate(self.seats) if seat.left]
+        clients = [client for client, seat in enumerate(self.seats) if seat.ahead]
         letters = [self.inbox.next(Kind.SMASHED, link=client) for client in clients]
         begun = time.monotonic()
         for letter in letters:
-            self.seats[letter.link].left -= 1
+            self.seats[letter.link].count_arrival()
             self.seats[letter.link].services.append(Service(letter.arrived, begun=begun))
         frames = [letter.frame for letter in letters]
         if self._mixture is None:
@@ -383,7 +384,7 @@ class Server:
     @property
     def clients_ahead(self) -> bool:
         """Whether a client has local steps ahead, so that it computes or will as soon as it has its gradient."""
-        return any(seat.left for seat in self.taking_part)
+        return any(seat.ahead for seat in self.taking_part)
 
     def batch_of(self, client: int, frame: Frame) -> Any:
         """The user's batch as the server has it: labels and the like real, private leaves on the meta device.

@@ -35,6 +35,13 @@ class Entry:
         """Seconds since the run's first round began."""
         return self.begins + self.expected.round_time
 
+    @property
+    def micro_batches(self) -> tuple[int, ...]:
+        """Into how many micro-batches each client divides a batch; who has the whole model does not."""
+        plan = self.plan
+        wanted = plan.micro_batches or (1,) * len(plan.cuts)
+        return tuple(1 if cut == END else n for cut, n in zip(plan.cuts, wanted, strict=True))
+
     def turn(self, steps: Sequence[int]) -> SimulatedRound:
         """The part of the round in which only some clients have steps, where they take turns; from 0 on."""
         clients = {k for k, count in enumerate(steps) if count}
@@ -57,7 +64,7 @@ class Timetable:
 
     On the virtual clock the rounds are known to the last digit, training or not: what a round is like depends on
     plans and traces alone. On other clocks a round is planned again when it begins, if measured times have taught
-    something meanwhile; who takes part stays as it was.
+    something meanwhile; who takes part, and in how many micro-batches, stays as it was.
 
     Args:
         planner: Plans a round.
@@ -80,29 +87,32 @@ class Timetable:
             self._ahead[epoch, number] = self._entry(steps, begins, epoch, number)
         return self._ahead[epoch, number].steps
 
-    def parts(self, epoch: int, number: int) -> tuple[int, ...]:
-        """Arrivals of a local step of each client, in a round that `choose` was asked for; empty: one."""
-        plan = self._ahead[epoch, number].plan
-        return tuple(1 if cut == END else n for cut, n in zip(plan.cuts, plan.micro_batches, strict=False))
+    def micro_batches(self, epoch: int, number: int) -> tuple[int, ...]:
+        """Into how many micro-batches each client divides a batch, in a round that `choose` was asked for."""
+        return self._ahead[epoch, number].micro_batches
 
     def entry(self, epoch: int, number: int) -> Entry:
-        """A round as it begins; `choose` was asked for it before."""
+        """A round as it begins; `choose` was asked for it before.
+
+        A new plan that would change the epoch's number of arrivals is not taken: the Trainer was told it.
+        """
         ahead = self._ahead[epoch, number]
-        settled = ahead.plan.left_out or ahead.plan.micro_batches  # the epoch's number of arrivals depends on them
-        if ahead.corrections != self._planner.corrections and not settled:
+        if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
             plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number)
-            ahead = self._ahead[epoch, number] = replace(ahead, plan=plan, expected=expected)
+            renewed = replace(ahead, plan=plan, expected=expected)
+            if not plan.left_out and renewed.micro_batches == ahead.micro_batches:
+                ahead = self._ahead[epoch, number] = renewed
         return ahead
 
-    def renew(self) -> None:
-        """Plans what is ahead anew, with the same clients: the cuts are others.
+    def renew(self, epoch: int, number: int) -> None:
+        """Plans the rounds after round `number` of an epoch anew, with the same clients: the cuts are others.
 
         Raises:
             ValueError: If the policy now leaves out clients that it did not leave out before.
         """
         begins = self.now
         for key, entry in self._ahead.items():
-            if entry.begins >= self.now:
+            if key > (epoch, number):
                 renewed = self._entry(entry.steps, max(begins, entry.begins), *key)
                 if renewed.steps != entry.steps:
                     raise ValueError(
@@ -112,7 +122,7 @@ class Timetable:
                 self._ahead[key], begins = renewed, renewed.ends
 
     def forget(self) -> None:
-        """Forgets what was planned ahead: the run goes on in the middle of an epoch."""
+        """Forgets what was planned ahead: the run goes on at a checkpoint."""
         self._ahead = {}
 
     def _entry(self, steps: Sequence[int], begins: float, epoch: int, number: int) -> Entry:

@@ -2,9 +2,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from lightning_edgesplit.runtime.partition import ClientLoaders, check, divide, labels_of, leave_out, rebuild
+from lightning_edgesplit.runtime.partition import (
+    ClientLoaders,
+    check,
+    divide,
+    extent,
+    labels_of,
+    leave_out,
+    limit_extent,
+    rebuild,
+    samples_of,
+)
 
 LABELS = torch.arange(10).repeat_interleave(20)[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
 DATA = TensorDataset(torch.randn(200, 3), LABELS)
@@ -143,10 +161,51 @@ class IterableOfNumbers(IterableDataset):
         return iter(range(10))
 
 
+class IterableWithLength(IterableOfNumbers):
+    def __len__(self):
+        return 10
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_how_much_data_a_client_has_is_what_its_loader_has(drop_last):
     user = DataLoader(list(range(23)), batch_size=4, drop_last=drop_last)
     loaders = ClientLoaders(lambda: user, [range(9), range(9, 9), range(9, 17), range(17, 23)], 4, 0)
     for client in range(4):
         own = loaders.of(client)
-        assert loaders.extent(client) == {"batches": len(own), "samples": len(own.dataset), "batch": 4}
+        last = len(list(own)[-1]) if len(own) else 4
+        assert loaders.extent(client) == {"batches": len(own), "samples": len(own.dataset), "batch": 4, "last": last}
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(DATA, batch_size=64),
+        DataLoader(DATA, batch_size=50),
+        DataLoader(DATA, batch_size=64, drop_last=True),
+        DataLoader(DATA, batch_size=30, sampler=WeightedRandomSampler([1.0] * 200, 70)),
+        DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 9, drop_last=False)),
+        DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 9, drop_last=True)),
+    ],
+)
+@pytest.mark.parametrize("batches", [1, 2, None])
+def test_how_many_samples_each_batch_of_an_epoch_has_is_known_beforehand(loader, batches):
+    own = extent(loader)
+    there = [len(batch[0]) for batch in loader][:batches]
+    limit_extent(own, len(there))
+    assert [samples_of(own, number) for number in range(len(there))] == there
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(IterableOfNumbers(), batch_size=4),
+        DataLoader(IterableWithLength(), batch_size=4),
+        DataLoader(list(range(10)), batch_sampler=[[1, 2, 3], [4]]),
+        DataLoader([torch.ones(3), torch.ones(1)], batch_size=None),
+        [torch.ones(3), torch.ones(1)],
+    ],
+)
+def test_of_other_loaders_it_is_not(loader):
+    own = extent(loader)
+    limit_extent(own, 2)
+    assert [samples_of(own, number) for number in range(2)] == [None, None]

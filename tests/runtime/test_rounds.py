@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
+from lightning_edgesplit.runtime.resume import Resume
 from lightning_edgesplit.runtime.rounds import Rounds, limited
+from lightning_edgesplit.scheduling import Corrections
 
 
 @pytest.mark.parametrize("batches", [[5, 2, 0, 3], [1], [4, 4], [0, 7]])
@@ -57,10 +60,8 @@ def test_the_draw_depends_on_seed_epoch_and_round_alone():
 
 
 def test_only_sampled_epochs_differ_in_length():
-    rounds = Rounds([9, 1], participation=0.5, seed=0)
-    assert rounds.differ
-    assert {rounds.arrivals(epoch) for epoch in range(20)} == {9, 1}
-    assert not Rounds([9, 1]).differ
+    assert {Rounds([9, 1], participation=0.5, seed=0).arrivals(epoch) for epoch in range(20)} == {9, 1}
+    assert {Rounds([9, 1]).arrivals(epoch) for epoch in range(20)} == {10}
 
 
 @pytest.mark.parametrize("participation", [0.5, 1.0])
@@ -71,23 +72,71 @@ def test_a_resumed_epoch_goes_on_with_the_rounds_that_were_left(after, participa
     for _ in itertools.islice(first.go_through(2), after):
         first.ended += 1
     second = Rounds([5, 2, 4], round_steps=1, participation=participation, seed=3)
-    assert second.resume(first.position(2), 2) == (after < 5)
+    second.resume(first.position(sum(sum(r.steps) for r in whole[:after])))
     assert second.ended == after
-    if after < 5:
-        assert list(second.of(2)) == whole[after:]
+    assert list(second.of(2)) == whole[after:]
+    assert second.arrivals(2) == sum(sum(r.steps) for r in whole), "as the Trainer was told"
     assert list(second.of(3)) == list(first.of(3)), "the next epoch is a whole one"
 
 
 def test_a_position_in_mid_round_holds_the_steps_that_were_not_taken():
     rounds = Rounds([5, 2, 4], round_steps=3)
     next(rounds.go_through(0))
-    assert rounds.position(0, [2, 0, 3]) == {"epoch": 0, "round": 1, "left": [4, 0, 4], "rounds": 0}
+    where = rounds.position(3, [2, 0, 3])
+    counted = {"left": [4, 0, 4], "taken": [1, 2, 0]}
+    assert where == {"epoch": 0, "round": 1, "arrivals": 3, "rounds": 0, **counted}
     again = Rounds([5, 2, 4], round_steps=3)
-    assert again.resume(rounds.position(0, [2, 0, 3]), 0)
+    again.resume(where)
+    assert again.position(3) == where, "of a checkpoint before the first round"
     assert [r.steps for r in again.of(0)] == [[3, 0, 3], [1, 0, 1]]
 
 
 def test_a_position_of_another_epoch_begins_a_whole_one():
     rounds = Rounds([2, 2], round_steps=1)
-    assert not rounds.resume({"epoch": 1, "round": 1, "left": [1, 1], "rounds": 3}, 2)
+    rounds.resume({"epoch": 1, "round": 1, "left": [1, 1], "taken": [1, 1], "arrivals": 2, "rounds": 3})
     assert [r.steps for r in rounds.of(2)] == [[1, 1], [1, 1]]
+    assert rounds.arrivals(2) == 4
+
+
+@pytest.mark.parametrize("round_steps", [1, 2, None])
+@pytest.mark.parametrize("participation", [0.3, 0.6, 1.0])
+def test_a_batch_has_no_more_micro_batches_than_samples(round_steps, participation):
+    sizes, most = [[8, 8, 8, 3], [8, 1], [None, None, None]], (4, 2, 5)
+    batches = [len(own) for own in sizes]
+    options = {"micro_batches": lambda epoch, number: most, "samples": lambda client, batch: sizes[client][batch]}
+    rounds = Rounds(batches, round_steps, participation, seed=5, **options)
+    for epoch in range(6):
+        drawn = [r.steps for r in Rounds(batches, round_steps, participation, seed=5).of(epoch)]
+        piles = [iter(own) for own in sizes]  # the oracle: every client takes its next batches off its own pile
+        expected = [
+            [[min(most[k], n or most[k]) for n in itertools.islice(piles[k], count)] for k, count in enumerate(steps)]
+            for steps in drawn
+        ]
+        assert [[list(own) for own in r.parts] for r in rounds.of(epoch)] == expected
+        assert rounds.arrivals(epoch) == sum(part for r in expected for own in r for part in own)
+
+
+def test_a_resumed_epoch_has_the_arrivals_before_and_those_to_come():
+    def made():
+        sizes = [8, 8, 3]
+        return Rounds([3, 3], 2, micro_batches=lambda epoch, number: (4, 4), samples=lambda client, k: sizes[k])
+
+    first = made()
+    assert first.arrivals(0) == 2 * (4 + 4 + 3)
+    next(first.go_through(0))
+    second = made()
+    second.resume(first.position(7, [1, 2]))  # of the other client three of four have come, and come again
+    assert [r.parts for r in second.of(0)] == [[(4, 3), (4, 4)], [(), (3,)]]
+    assert second.arrivals(0) == 7 + 4 + 3 + 4 + 4 + 3
+
+
+def test_of_a_client_that_missed_a_round_a_checkpoint_leaves_out_no_batch_that_was_not_served():
+    rounds = Rounds([4, 4], 1, choose=lambda epoch, number, steps: [steps[0] if number > 1 else 0, steps[1]])
+    for _ in itertools.islice(rounds.go_through(0), 2):
+        pass
+    # both are at work on their batch of round 2
+    positions = [{"epoch": 0, "position": {"taken": 1}}, {"epoch": 0, "position": {"taken": 2}}]
+    whole = SimpleNamespace(steps_left=[1, 1], positions=lambda: positions)
+    planner, timetable = SimpleNamespace(corrections=Corrections.none(2)), SimpleNamespace(now=0.0)
+    noted = Resume().note(1, rounds, whole, planner, timetable)
+    assert [client["position"]["taken"] for client in noted["clients"]] == [0, 1]

@@ -191,13 +191,6 @@ def test_a_schedule_per_step_is_refused():
         train(PerStep(), Planned(micro_batches=(2, 2)), clients=2)
 
 
-def test_a_batch_that_is_too_small_says_so():
-    from lightning_edgesplit.errors import ClientFailedError
-
-    with pytest.raises(ClientFailedError, match="micro_batches=4 of a batch of 2 samples"):
-        train(Plain(), Planned(micro_batches=(4,)), clients=1, samples=12, batch_size=10, epochs=1)
-
-
 def test_validation_in_mid_round_sees_whole_steps_alone():
     class Validated(Plain):
         def validation_step(self, batch, batch_idx):

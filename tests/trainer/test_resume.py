@@ -76,9 +76,11 @@ def test_cuts_may_move_over_the_checkpoint(tmp_path):
     whole, trainer = fit(4, tmp_path, callbacks=[keep], policy=Moving(), round_steps=2)
     planned = trainer.strategy._policy.at
     # one plan comes before the first round, and every round asks for one; when it resumes, also the first round, which
-    # is announced before the checkpoint is read, and those of the epoch that the checkpoint ended, for its length
+    # is announced before the checkpoint is read
     per_epoch = len(trainer.strategy.rounds) // 4
-    resumed, again = fit(4, tmp_path, ckpt_path=tmp_path / "epoch=1.ckpt", policy=Moving(per_epoch - 1), round_steps=2)
+    resumed, again = fit(
+        4, tmp_path, ckpt_path=tmp_path / "epoch=1.ckpt", policy=Moving(2 * per_epoch - 1), round_steps=2
+    )
     assert again.strategy._policy.at == planned
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
