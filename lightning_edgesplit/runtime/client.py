@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import count, repeat
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.compression import compressed, restored
+from lightning_edgesplit.runtime.dealing import Dealer, check_dealt
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
@@ -53,6 +55,7 @@ class Client:
         context: Opened around every forward pass (mixed precision).
         on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
         structures: Called while the module is still whole, where a step comes back to this client (`structures_of`).
+        dealt: Whether the server says how many samples a batch has, whatever the loader's batches are.
     """
 
     def __init__(
@@ -66,8 +69,11 @@ class Client:
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_round: Callable[[int, int], None] = lambda epoch, step: None,
         structures: Callable[[], dict[tuple[str, int], Structure]] = dict,
+        dealt: bool = False,
     ) -> None:
-        self.module, self.optimizer, self.loader, self.link = module, optimizer, loader, link
+        self.module, self.optimizer, self.link = module, optimizer, link
+        self.loader, self._deals = loader, dealt
+        self._dealer: Dealer | None = None
         self.prepare, self.on_round, self._context = prepare, on_round, context
         self._find_structures = structures
         self.sides = Sides(module)
@@ -78,8 +84,8 @@ class Client:
         self._sender: Sender | None = None
         self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
-        self._batches: Iterator[tuple[int, Any]] = iter(())
-        self._taken = self._samples = 0
+        self._batches: Iterator[tuple[int, int, Any]] = iter(())
+        self._taken = self._index = self._samples = 0
         self._epoch_began: Tensor | None = None
         self._loader_began: list[Tensor] = []
         self._asking = "uplink"
@@ -122,6 +128,8 @@ class Client:
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
+        if self._deals:
+            check_dealt(self.loader)
         return extent(self.loader)
 
     def _beat(self) -> None:
@@ -162,7 +170,7 @@ class Client:
         loader = [own.get_state() for own in generators_of(self.loader)]
         about = {
             "taken": self._taken, "random": numbers, "began": bool(began), "loader": len(loader),
-            "loader_began": len(self._loader_began),
+            "loader_began": len(self._loader_began), "index": self._index,
         }  # fmt: skip
         return about, [*tensors, *began, *loader, *self._loader_began]
 
@@ -180,18 +188,23 @@ class Client:
             torch.set_rng_state(began)
             for own, state in zip(generators_of(self.loader), loader_began, strict=False):
                 own.set_state(state)
-            self._begin_epoch(skip=about["taken"])
+            self._begin_epoch(about["taken"], about["index"])
         for own, state in zip(generators_of(self.loader), loader, strict=False):
             own.set_state(state)
         generators.write(about["random"], numbers)
 
-    def _begin_epoch(self, skip: int = 0) -> None:
-        """Begins a pass over the data, behind so many batches."""
+    def _begin_epoch(self, skip: int = 0, index: int = 0) -> None:
+        """Begins a pass over the data, behind so many batches; where they are dealt, behind so many samples in them."""
         self._epoch_began = torch.get_rng_state()
         self._loader_began = [own.get_state() for own in generators_of(self.loader)]
+        self._taken = skip
+        if self._deals:
+            self._dealer, self._index = Dealer(self.loader), index
+            self._dealer.begin(skip)
+            return
         batches = iter(self.loader)
         self._leave_out(batches, skip)
-        self._batches, self._taken = enumerate(batches, skip), skip
+        self._batches, self._index = zip(count(skip), repeat(1), batches, strict=False), skip
 
     def _leave_out(self, batches: Iterator[Any], count: int) -> None:
         """Goes past batches. They are read, in case reading them moves more than torch's generators."""
@@ -222,6 +235,10 @@ class Client:
             torch.set_rng_state(order.frame.tensors[-1])
         if about["new_epoch"]:
             self._begin_epoch()
+        if self._dealer is not None:
+            sizes = about["samples"]
+            self._batches = zip(count(self._index), sizes, self._dealer.deal(sizes), strict=False)
+            about["batches"] = self._index + len(sizes) if about["ends"] else None  # of the epoch
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
         records = [times for parts in about["parts"] for times in self._step(about, parts)]
         upload, self._asking = time.monotonic(), "upload"
@@ -279,8 +296,8 @@ class Client:
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
-        index, batch = next(self._batches)
-        self._taken = index + 1
+        index, taken, batch = next(self._batches)
+        self._index, self._taken = index + 1, self._taken + taken
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
         if index % accumulate == 0:

@@ -268,7 +268,7 @@ class Server:
             "fresh_state": start.fresh_state is not None, "trained": news,
             "arbited": self.grants.needed, "paced": self.paced, "groups": seat.groups,
             "batches": self.greetings[client]["batches"], "parts": order.parts, "compression": order.compression,
-            **self.rules,
+            "samples": order.samples, "ends": order.ends, **self.rules,
         }  # fmt: skip
         weights = [start.aggregate[name] for name in order.cut.client]
         # one client and the server share one random stream, as everything does in a plain run

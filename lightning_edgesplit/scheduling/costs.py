@@ -14,6 +14,12 @@ END = "end"
 _VERSION = 1  # of the file format
 
 
+def local_steps(samples: int, batch: int, most: int | None = None) -> int:
+    """Local steps that so many samples make in batches of that size, the last one short; `most` of them at most."""
+    needed = -(-samples // batch)
+    return needed if most is None else min(needed, most)
+
+
 @dataclass(frozen=True)
 class CutCost:
     """Costs of one cut. "Per sample" values times the batch size give those of one local step.
@@ -99,11 +105,8 @@ class Costs:
         """The same clients with other batches, and with the local steps that their samples then make."""
         steps = self.steps
         if self.samples:
-            needed = (-(-left // own) for left, own in zip(self.samples, batch, strict=True))
-            steps = tuple(
-                min(count, self.most_steps or count) if before else 0
-                for count, before in zip(needed, steps, strict=True)
-            )
+            every = zip(self.samples, batch, steps, strict=True)
+            steps = tuple(local_steps(left, own, self.most_steps) if before else 0 for left, own, before in every)
         return replace(self, batch=tuple(batch), steps=steps)
 
     def save(self, path: str | PathLike[str]) -> None:

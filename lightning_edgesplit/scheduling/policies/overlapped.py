@@ -70,6 +70,11 @@ class Overlapped:
         return str(getattr(self.policy, "server_model", "per_client"))
 
     @property
+    def batches(self) -> bool:
+        """Whether the policy divides the global batch anew."""
+        return bool(getattr(self.policy, "batches", False))
+
+    @property
     def phi(self) -> float:
         """The policy's φ, if it has one."""
         return float(getattr(self.policy, "phi", 0.0))
