@@ -34,6 +34,7 @@ def planned_report(plan: Plan, simulated: SimulatedRound, costs: Costs, names: S
                 downlink=plan.downlink[k],
                 steps=steps,
                 samples=steps * batch,
+                batch=batch if plan.batches else None,
                 seconds=dict(simulated.seconds[k]),
                 idle=simulated.idle(k),
                 bytes_up=round(steps * (batch * cut.smashed + cut.step_up) + cut.weights),

@@ -62,6 +62,9 @@ class Dealer:
         self._loader: DataLoader[Any] = loader
         self._numbers: Iterator[Any] = iter(())
         self._seed, self._dealt = 0, 0
+        samples, size = len(loader.sampler), loader.batch_sampler.batch_size
+        # the loader's own last batch would look for more samples, at which torch's sampler may draw random numbers
+        self._short = samples % size and not loader.drop_last
 
     def begin(self, skip: int = 0) -> None:
         """Begins a pass over the data, behind so many samples, whose numbers are drawn and which are not read."""
@@ -103,4 +106,6 @@ class Dealer:
                     " what it gives."
                 )
             self._dealt += size
+            if self._dealt == len(self._loader.sampler) and self._short:  # type: ignore[arg-type]  # `check_dealt`
+                next(self._numbers, None)
             yield numbers

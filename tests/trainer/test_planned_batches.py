@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from small import fit
 from test_overlap import Plain, same, vectors_of
+from torch.utils.data import DataLoader
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.scheduling import ClientProfile, Fixed, ServerProfile
+from lightning_edgesplit.scheduling import ClientProfile, Fixed, Joint, ServerProfile
 
 PARTS = [list(range(0, 23)), list(range(23, 34)), list(range(34, 40))]
 SIZES = ((7, 2, 1), (3, 4, 3))
@@ -115,3 +118,204 @@ def test_the_update_is_that_of_federated_averaging_with_those_batches(options, t
     assert steps == 2 * [[len(own) for own in of_all] for of_all in rounds]
     samples = [sum(c.samples for r in strategy.rounds for c in r.clients if c.client == k) for k in range(3)]
     assert samples == [2 * len(part) for part in PARTS], "every sample once an epoch"
+
+
+def test_micro_batches_of_planned_batches_add_up_to_the_same():
+    module, data = start(), vectors_of(40)
+    plain = copy.deepcopy(module)
+    policy = Deals(*SIZES, micro_batches=(3, 2, 2))
+    strategy = EdgeSplitStrategy(clients=profiles(), policy=policy, partition=PARTS, round_steps=2, timeout=30)
+    trainer = fit(module, data, strategy, batch_size=4, epochs=2)
+    rounds = list(rounds_of(PARTS, SIZES, 2))
+    same(module.state_dict(), fedavg(plain, data, 2 * rounds))
+    parts = [
+        min(most, len(rows)) for of_all in rounds for most, own in zip((3, 2, 2), of_all, strict=True) for rows in own
+    ]
+    assert trainer.global_step == 2 * sum(parts)
+
+
+def test_gradients_are_accumulated_over_planned_batches_and_the_last_ones_of_an_epoch():
+    # 3 and 6 batches of client 0 in rounds of 4 at most: the last step of its epoch is of one batch
+    sizes, parts = ((5, 2), (3, 2)), [list(range(23)), list(range(23, 40))]
+    module, data = start(), vectors_of(40)
+    plain = copy.deepcopy(module)
+    strategy = EdgeSplitStrategy(clients=profiles(2), policy=Deals(*sizes), partition=parts, round_steps=4, timeout=30)
+    fit(module, data, strategy, batch_size=4, epochs=2, accumulate_grad_batches=2, deterministic=True)
+    rounds = list(rounds_of(parts, sizes, 4))
+    assert {len(own) % 2 for of_all in rounds for own in of_all} == {0, 1}
+    same(module.state_dict(), fedavg(plain, data, 2 * rounds, accumulate=2))
+
+
+class Indexed(Plain):
+    """Its loss depends on the number of the batch in the epoch."""
+
+    def training_step(self, batch, batch_idx):
+        return (1 + batch_idx) * F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+def test_batches_are_numbered_through_the_epoch():
+    torch.manual_seed(1)
+    module, data = Indexed(), vectors_of(23)
+    plain = copy.deepcopy(module)
+    sizes = ((5,), (2,))
+    strategy = EdgeSplitStrategy(clients=profiles(1), policy=Deals(*sizes), round_steps=2, timeout=30)
+    fit(module, data, strategy, batch_size=4, epochs=2)
+    optimizer = plain.configure_optimizers()
+    for _ in range(2):
+        batches = (own for (of_one,) in rounds_of([range(23)], sizes, 2) for own in of_one)
+        for number, rows in enumerate(batches):
+            optimizer.zero_grad()
+            ((1 + number) * F.cross_entropy(plain.net(data.tensors[0][rows]), data.tensors[1][rows])).backward()
+            optimizer.step()
+    same(module.state_dict(), plain.state_dict())
+
+
+def test_one_client_of_joint_is_plain_lightning_shuffling_and_dropout_included():
+    class Dropping(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net.insert(2, torch.nn.Dropout(0.3))
+
+    def trained(strategy):
+        torch.manual_seed(1)
+        module = Dropping()
+        trainer = L.Trainer(
+            strategy=strategy, max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_train_batches=4,
+        )  # fmt: skip
+        torch.manual_seed(2)
+        trainer.fit(module, DataLoader(vectors_of(23), batch_size=5, shuffle=True))
+        return module.state_dict()
+
+    torch.manual_seed(2)
+    same(trained(EdgeSplitStrategy(clients=1, policy=Joint(batches=True), round_steps=3, timeout=30)), trained("auto"))
+
+
+def test_who_misses_a_round_loses_the_samples_of_a_turn():
+    module, data = start(), vectors_of(46)
+    plain, parts = copy.deepcopy(module), [list(range(23)), list(range(23, 46))]
+    strategy = EdgeSplitStrategy(
+        clients=profiles(2), policy=Deals((7, 2), (3, 6)), partition=parts, participation=0.5, round_steps=1, timeout=30
+    )
+    trainer = fit(module, data, strategy, batch_size=4, epochs=3)
+    optimizers, steps = [plain.configure_optimizers() for _ in parts], 0
+    reports = iter(strategy.rounds)
+    for _ in range(3):
+        left, piles, number = [23, 23], [list(part) for part in parts], 0
+        while any(left):
+            k, size = next(reports).clients[0].client, ((7, 2), (3, 6))[number % 2]
+            other, number = 1 - k, number + 1
+            rows = [piles[k].pop(0) for _ in range(min(size[k], left[k]))]
+            left[k] -= len(rows)
+            left[other] -= min(4, left[other])
+            optimizers[k].zero_grad()
+            F.cross_entropy(plain.net(data.tensors[0][rows]), data.tensors[1][rows]).backward()
+            optimizers[k].step()
+            steps += 1
+    assert next(reports, None) is None
+    same(module.state_dict(), plain.state_dict())
+    assert trainer.global_step == steps
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable", "ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize("processes", [None, 2])
+@pytest.mark.parametrize("arrivals", [6, 9, 8])
+def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path, arrivals, processes):
+    # arrivals in order, with the sizes of (7, 2, 1) and (3, 4, 3): round 1 is 7 2 1 7 2 1, round 2 is 3 4 3 3 3 1
+    sizes = SIZES
+
+    def run(epochs, path=None, callbacks=()):
+        strategy = EdgeSplitStrategy(
+            clients=profiles(), policy=Deals(*sizes), partition=PARTS, round_steps=2, processes=processes, timeout=30,
+        )  # fmt: skip
+        trainer = L.Trainer(
+            strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
+            logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            enable_checkpointing=bool(callbacks),
+        )  # fmt: skip
+        module = start()
+        trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=path)
+        return module, trainer
+
+    data = vectors_of(40)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=arrivals, save_top_k=-1)
+    run(1, callbacks=[keep])
+    module, trainer = run(2, path=tmp_path / f"step={arrivals}.ckpt")
+    rounds = list(rounds_of(PARTS, sizes, 2))
+    if arrivals == 6:
+        expected = fedavg(start(), data, 2 * rounds)
+    else:  # round 2 is stopped within: in waves of two the first two are done before the third has begun
+        done = {(9, None): (1, 1, 1), (8, None): (1, 1, 0), (9, 2): (2, 1, 0), (8, 2): (1, 1, 0)}[arrivals, processes]
+        piles = [list(part) for part in PARTS]
+        trained = [[own[:n] for own, n in zip(rounds[1], done, strict=True)]]
+        for pile, of_one, more in zip(piles, rounds[0], trained[0], strict=True):
+            del pile[: sum(map(len, of_one)) + sum(map(len, more))]
+        # what is left of the epoch, from round 3 on, which has the sizes of an odd one
+        left = list(rounds_of(piles, sizes, 2))
+        expected = fedavg(start(), data, [rounds[0], *trained, *left, *rounds])
+    same(module.state_dict(), expected)
+    assert trainer.current_epoch == 2
+
+
+def test_with_joint_slow_clients_get_smaller_batches_and_the_global_batch_stays():
+    clients = [ClientProfile("fast", flops=4e8), ClientProfile("slow", flops=1e8, uplink=1e6)]
+    server = ServerProfile(flops=1e9, uplink=1e7, downlink=1e7)
+    times = {}
+    for policy in (Joint(), Joint(batches=True)):
+        strategy = EdgeSplitStrategy(
+            clients=clients, server=server, policy=policy, round_steps=2, clock="virtual", timeout=30
+        )
+        fit(start(), vectors_of(80), strategy, batch_size=10, epochs=1)
+        times[policy.batches] = strategy.rounds[0].seconds
+        if policy.batches:
+            batches = [{c.name: c.batch for c in report.clients} for report in strategy.rounds]
+            assert batches[0]["slow"] < 10 < batches[0]["fast"]
+            assert all(sum(batch or 10 for batch in own.values()) == 10 * len(own) for own in batches)
+            assert sum(c.samples for report in strategy.rounds for c in report.clients) == 80
+            assert all(c.round_time == pytest.approx(c.predicted) for r in strategy.rounds for c in r.clients)
+        else:
+            assert all(c.batch is None for c in strategy.rounds[0].clients)
+    assert times[True] < times[False]
+
+
+def test_a_plan_with_batches_of_a_policy_that_does_not_say_so_is_refused():
+    class Silent(Deals):
+        batches = False
+
+    with pytest.raises(ValueError, match=r"plans batches=\(3, 4, 3\).*attribute `batches`"):
+        fit(start(), vectors_of(40), EdgeSplitStrategy(clients=profiles(), policy=Silent(*SIZES)), batch_size=4)
+
+
+@pytest.mark.parametrize("server_model", ["sequential", "shared", "splitfed-v2"])
+def test_other_server_side_models_are_refused(server_model):
+    with pytest.raises(ValueError, match=rf"batches=True of policy='joint' does not go with.*{server_model}"):
+        EdgeSplitStrategy(clients=2, policy={"policy": "joint", "batches": True}, server_model=server_model)
+
+
+def test_loaders_that_cannot_be_dealt_anew_are_refused_before_any_process_starts(monkeypatch):
+    monkeypatch.setattr("lightning_edgesplit.strategy.launch", lambda *args: pytest.fail("a process was started"))
+    strategy = EdgeSplitStrategy(clients=1, policy=Joint(batches=True), partition=None)
+    trainer = L.Trainer(strategy=strategy, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"batches=True of the policy.*batch_size=None"):
+        trainer.fit(start(), DataLoader(vectors_of(8), batch_size=None))
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable", "ignore:.*callbacks used to create the checkpoint")
+@pytest.mark.parametrize(("before", "after", "word"), [(False, True, "without"), (True, False, "with")])
+def test_a_checkpoint_within_an_epoch_is_not_gone_on_with_in_other_units(tmp_path, before, after, word):
+    def run(batches, epochs, path=None, callbacks=()):
+        strategy = EdgeSplitStrategy(clients=2, policy=Joint(batches=batches, budget=50), round_steps=1, timeout=30)
+        trainer = L.Trainer(
+            strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
+            logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            enable_checkpointing=bool(callbacks),
+        )  # fmt: skip
+        trainer.fit(start(), DataLoader(vectors_of(24), batch_size=4), ckpt_path=path)
+        return trainer
+
+    within = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    end = ModelCheckpoint(tmp_path, filename="end", every_n_epochs=1)
+    run(before, 1, callbacks=[within, end])
+    with pytest.raises(ValueError, match=rf"within an epoch {word} batches=True"):
+        run(after, 2, tmp_path / "step=2.ckpt")
+    assert run(after, 2, tmp_path / "end.ckpt").current_epoch == 2
