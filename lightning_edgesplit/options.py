@@ -149,8 +149,8 @@ def check_plan(
         "batches": (
             bool(plan.batches) and not dealt,
             plan.batches,
-            "epochs then have to be counted in samples from the start, for which the policy needs an attribute `batches`"
-            " that is True",
+            "epochs then have to be counted in samples from the start, for which the policy needs an attribute"
+            " `batches` that is True",
         ),
         "server_shares": (
             bool(plan.server_shares) and clock == "wall",
