@@ -105,7 +105,7 @@ def round_table(report: RoundReport) -> Table:
     "compute" is forward and backward, "up" and "down" are all that the client sent and received (smashed data and
     gradients as well as its client-side model), "wait" is the server's queue, "server" the server's work for it.
     The last column is the client's round as measured and, below it, as predicted when it was planned. "late" is the
-    overrun of an emulated client; the column is there if any client has one. The third line is a batch that the plan sets.
+    overrun of an emulated client; the column is there if any client has one. A third line: the batch by the plan.
     """
     late = any(client.overrun > 0 for client in report.clients)
     table = _table(

@@ -70,7 +70,7 @@ def rounds_of(parts, sizes, steps):
         number += 1
 
 
-def fedavg(module, data, rounds, accumulate=1):
+def fedavg(module, data, rounds, accumulate=1, clip=None):
     """Federated averaging in plain PyTorch over rounds of given rows; each client keeps its optimizer."""
     clients = [copy.deepcopy(module) for _ in rounds[0]]
     optimizers = [client.configure_optimizers() for client in clients]
@@ -82,6 +82,8 @@ def fedavg(module, data, rounds, accumulate=1):
                 for rows in own[at : at + accumulate]:
                     loss = F.cross_entropy(client.net(data.tensors[0][rows]), data.tensors[1][rows])
                     (loss / accumulate).backward()
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_(client.parameters(), clip)
                 optimizer.step()
         states = [client.state_dict() for client in clients]
         mean = {
@@ -144,6 +146,20 @@ def test_gradients_are_accumulated_over_planned_batches_and_the_last_ones_of_an_
     rounds = list(rounds_of(parts, sizes, 4))
     assert {len(own) % 2 for of_all in rounds for own in of_all} == {0, 1}
     same(module.state_dict(), fedavg(plain, data, 2 * rounds, accumulate=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "clip"),
+    [({}, 0.05), ({"second_cut": "net.3"}, None), ({"clock": "wall"}, None)],
+)
+def test_clipping_a_second_cut_and_the_wall_clock_go_with_it(options, clip):
+    module, data = start(), vectors_of(40)
+    plain = copy.deepcopy(module)
+    strategy = EdgeSplitStrategy(
+        clients=profiles(), policy=Deals(*SIZES, cut="net.1"), partition=PARTS, round_steps=2, timeout=30, **options
+    )
+    fit(module, data, strategy, batch_size=4, epochs=2, gradient_clip_val=clip)
+    same(module.state_dict(), fedavg(plain, data, 2 * list(rounds_of(PARTS, SIZES, 2)), clip=clip))
 
 
 class Indexed(Plain):

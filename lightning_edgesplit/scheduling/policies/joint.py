@@ -30,17 +30,16 @@ class Joint:
 
     With `batches` the samples of a local step are divided anew as well: slow clients get smaller batches, the sum over
     the clients stays what their loaders give, and so do the local steps of a round. That is another update than with
-    the loaders' batches, and a client with a smaller batch takes more local steps to come through its data. Moving
-    batches towards the fast is the idea of HASFL (arXiv:2506.08426) and MergeSFL (arXiv:2311.13348), of which only the
-    abstracts were read; how it is done here is ours.
+    the loaders' batches, and a client with a smaller batch takes more local steps to come through its data. HASFL
+    (arXiv:2506.08426) and MergeSFL (arXiv:2311.13348) size batches too; nothing of theirs is reproduced here.
 
     Attributes:
         disciplines: Of `DISCIPLINES`; every pair of them, one for each direction, is tried.
         micro_batches: In how many parts a client's batch may be under way. More than 1 changes batch statistics, which
             are then those of a part (ghost batch norm).
+        compression: "int8" allows to send 8-bit integers, where it is faster; lossy.
         batches: Whether it divides the global batch anew: at least 1 sample for each client, and one for each of its
             micro-batches; at most what fits its memory.
-        compression: "int8" allows to send 8-bit integers, where it is faster; lossy.
         budget: Local steps of one client that the search may simulate, micro-batches counted one by one; a number of
             these, so that the plan does not depend on how fast the machine is. Where `micro_batches` or `compression`
             leave a choice, as much again, after a search without them; and so for `batches`.
