@@ -9,13 +9,16 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from small import fit
 from test_overlap import Plain, same, vectors_of
 from torch.utils.data import DataLoader
 
 from lightning_edgesplit import EdgeSplitStrategy
-from lightning_edgesplit.scheduling import ClientProfile, Fixed, Joint, ServerProfile
+from lightning_edgesplit.monitoring.planned import planned_report
+from lightning_edgesplit.runtime.planning import Planner
+from lightning_edgesplit.scheduling import ClientProfile, Corrections, Fixed, Joint, ServerProfile
+from lightning_edgesplit.splitting import find_cuts
 
 PARTS = [list(range(0, 23)), list(range(23, 34)), list(range(34, 40))]
 SIZES = ((7, 2, 1), (3, 4, 3))
@@ -335,3 +338,66 @@ def test_a_checkpoint_within_an_epoch_is_not_gone_on_with_in_other_units(tmp_pat
     with pytest.raises(ValueError, match=rf"within an epoch {word} batches=True"):
         run(after, 2, tmp_path / "step=2.ckpt")
     assert run(after, 2, tmp_path / "end.ckpt").current_epoch == 2
+
+
+class OnceLearned(Deals):
+    """Other batches once measured times have changed what is known."""
+
+    def plan(self, costs, clients, server, corrections=None):
+        learned = corrections is not None and any(factor != 1 for factor in corrections.compute)
+        self.now = self.sizes[1 if learned else 0]
+        return super().plan(costs, clients, server, corrections)
+
+
+def test_what_is_learnt_within_an_epoch_changes_the_batches_of_the_next_one(monkeypatch):
+    def learn(planner, plan, steps, report):  # as if every client had been slower than its profile
+        planner.corrections = replace(planner.corrections, compute=(2.0, 2.0))
+
+    monkeypatch.setattr(Planner, "learn", learn)
+    module, data, parts = start(), vectors_of(40), [list(range(23)), list(range(23, 40))]
+    plain, sizes = copy.deepcopy(module), ((6, 2), (3, 5))
+    strategy = EdgeSplitStrategy(
+        clients=profiles(2), policy=OnceLearned(*sizes), partition=parts, round_steps=1, timeout=30
+    )
+    fit(module, data, strategy, batch_size=4, epochs=2)
+    rounds = [*rounds_of(parts, sizes[:1], 1), *rounds_of(parts, sizes[1:], 1)]
+    same(module.state_dict(), fedavg(plain, data, rounds))
+
+
+class Thaw(Callback):
+    """Trains the first layer from the second batch on."""
+
+    def on_fit_start(self, trainer, module):
+        module.net[0].requires_grad_(False)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        module.net[0].requires_grad_(True)
+
+
+def test_rounds_that_are_planned_anew_within_an_epoch_go_on_with_what_is_left():
+    module, data, sizes = start(), vectors_of(23), ((5,), (2,))
+    plain = copy.deepcopy(module)
+    strategy = EdgeSplitStrategy(clients=profiles(1), policy=Deals(*sizes), round_steps=1, timeout=30)
+    trainer = fit(module, data, strategy, batch_size=4, epochs=1, callbacks=[Thaw()])
+    optimizer = plain.configure_optimizers()
+    plain.net[0].requires_grad_(False)
+    rounds = list(rounds_of([range(23)], sizes, 1))
+    for ((rows,),) in rounds:
+        optimizer.zero_grad()
+        F.cross_entropy(plain.net(data.tensors[0][rows]), data.tensors[1][rows]).backward()
+        optimizer.step()
+        plain.net[0].requires_grad_(True)
+    same(module.state_dict(), plain.state_dict())
+    assert trainer.global_step == len(rounds)
+
+
+def test_links_are_granted_and_times_are_learnt_by_the_plans_batches():
+    clients, server = profiles(2), ServerProfile(flops=1e9, uplink=1e6, downlink=1e6)
+    cuts = find_cuts(start(), [torch.randn(4, 12), torch.randint(0, 10, (4,))])
+    planner = Planner(cuts, Deals((7, 1)), clients, server, batch=[4, 4], emulate=True, round_steps=2)
+    plan, expected = planner.plan([2, 2], samples=(23, 23))
+    granted = planner.arbitration(replace(plan, disciplines=("fair", "fair")), [2, 2])
+    assert granted.works[0].forward == pytest.approx(7 * granted.works[1].forward), "both are as fast"
+    # a round that is as predicted teaches nothing
+    planner.learn(plan, [2, 2], planned_report(plan, expected, planner.costs([2, 2]), ["c0", "c1"]))
+    assert planner.corrections == Corrections.none(2)
