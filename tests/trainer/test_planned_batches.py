@@ -73,18 +73,24 @@ def rounds_of(parts, sizes, steps):
         number += 1
 
 
-def fedavg(module, data, rounds, accumulate=1, clip=None):
-    """Federated averaging in plain PyTorch over rounds of given rows; each client keeps its optimizer."""
+def fedavg(module, data, rounds, accumulate=1, clip=None, numbered_from=None):
+    """Federated averaging in plain PyTorch over rounds of given rows; each client keeps its optimizer.
+
+    With `numbered_from`, the rounds that begin an epoch, a loss counts as often as the number of its batch, from 1.
+    """
     clients = [copy.deepcopy(module) for _ in rounds[0]]
     optimizers = [client.configure_optimizers() for client in clients]
-    for of_all in rounds:
+    numbers = [0] * len(clients)
+    for place, of_all in enumerate(rounds):
+        numbers = [0] * len(clients) if place in (numbered_from or ()) else numbers
         samples = [sum(map(len, own)) for own in of_all]
-        for client, optimizer, own in zip(clients, optimizers, of_all, strict=True):
+        for k, (client, optimizer, own) in enumerate(zip(clients, optimizers, of_all, strict=True)):
             for at in range(0, len(own), accumulate):
                 optimizer.zero_grad()
                 for rows in own[at : at + accumulate]:
                     loss = F.cross_entropy(client.net(data.tensors[0][rows]), data.tensors[1][rows])
-                    (loss / accumulate).backward()
+                    numbers[k] += 1
+                    (loss / accumulate * (numbers[k] if numbered_from else 1)).backward()
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_(client.parameters(), clip)
                 optimizer.step()
@@ -252,7 +258,8 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path, arrivals, pro
             logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
             enable_checkpointing=bool(callbacks),
         )  # fmt: skip
-        module = start()
+        torch.manual_seed(1)
+        module = Indexed()
         trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=path)
         return module, trainer
 
@@ -262,7 +269,7 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path, arrivals, pro
     module, trainer = run(2, path=tmp_path / f"step={arrivals}.ckpt")
     rounds = list(rounds_of(PARTS, sizes, 2))
     if arrivals == 6:
-        expected = fedavg(start(), data, 2 * rounds)
+        expected = fedavg(start(), data, 2 * rounds, numbered_from=(0, len(rounds)))
     else:  # round 2 is stopped within: in waves of two the first two are done before the third has begun
         done = {(9, None): (1, 1, 1), (8, None): (1, 1, 0), (9, 2): (2, 1, 0), (8, 2): (1, 1, 0)}[arrivals, processes]
         piles = [list(part) for part in PARTS]
@@ -271,7 +278,7 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path, arrivals, pro
             del pile[: sum(map(len, of_one)) + sum(map(len, more))]
         # what is left of the epoch, from round 3 on, which has the sizes of an odd one
         left = list(rounds_of(piles, sizes, 2))
-        expected = fedavg(start(), data, [rounds[0], *trained, *left, *rounds])
+        expected = fedavg(start(), data, [rounds[0], *trained, *left, *rounds], numbered_from=(0, 2 + len(left)))
     same(module.state_dict(), expected)
     assert trainer.current_epoch == 2
 
@@ -362,37 +369,53 @@ def test_what_is_learnt_within_an_epoch_changes_the_batches_of_the_next_one(monk
     fit(module, data, strategy, batch_size=4, epochs=2)
     rounds = [*rounds_of(parts, sizes[:1], 1), *rounds_of(parts, sizes[1:], 1)]
     same(module.state_dict(), fedavg(plain, data, rounds))
+    told = [{client.batch for client in report.clients if client.client == 0} for report in strategy.rounds]
+    assert [own for own in told if own] == [{6}] * 4 + [{3}] * 8
+
+
+class OnceThawed(Deals):
+    """Other batches once the first layer is trained, which costs more than before."""
+
+    least = float("inf")
+
+    def plan(self, costs, clients, server, corrections=None):
+        backward = next(cut.client_backward for cut in costs.cuts if cut.name == self.cut)
+        OnceThawed.least = min(self.least, backward)
+        self.now = self.sizes[1 if backward > self.least else 0]
+        return super().plan(costs, clients, server, corrections)
 
 
 class Thaw(Callback):
-    """Trains the first layer from the second batch on."""
+    """Trains the first layer from the third batch on."""
 
     def on_fit_start(self, trainer, module):
         module.net[0].requires_grad_(False)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        module.net[0].requires_grad_(True)
+        if batch_idx == 1:
+            module.net[0].requires_grad_(True)
 
 
 def test_rounds_that_are_planned_anew_within_an_epoch_go_on_with_what_is_left():
-    module, data, sizes = start(), vectors_of(23), ((5,), (2,))
-    plain = copy.deepcopy(module)
-    strategy = EdgeSplitStrategy(clients=profiles(1), policy=Deals(*sizes), round_steps=1, timeout=30)
+    module, data = start(), vectors_of(23)
+    plain, policy = copy.deepcopy(module), OnceThawed((5,), (2,))
+    strategy = EdgeSplitStrategy(clients=profiles(1), policy=policy, round_steps=2, timeout=30)
     trainer = fit(module, data, strategy, batch_size=4, epochs=1, callbacks=[Thaw()])
     optimizer = plain.configure_optimizers()
     plain.net[0].requires_grad_(False)
-    rounds = list(rounds_of([range(23)], sizes, 1))
-    for ((rows,),) in rounds:
+    batches = [range(0, 5), range(5, 10), *(range(at, min(at + 2, 23)) for at in range(10, 23, 2))]
+    for number, rows in enumerate(map(list, batches)):
+        plain.net[0].requires_grad_(number > 1)
         optimizer.zero_grad()
         F.cross_entropy(plain.net(data.tensors[0][rows]), data.tensors[1][rows]).backward()
         optimizer.step()
-        plain.net[0].requires_grad_(True)
     same(module.state_dict(), plain.state_dict())
-    assert trainer.global_step == len(rounds)
+    assert trainer.global_step == len(batches)
+    assert [report.clients[0].steps for report in strategy.rounds] == [2, 2, 2, 2, 1]
 
 
 def test_links_are_granted_and_times_are_learnt_by_the_plans_batches():
-    clients, server = profiles(2), ServerProfile(flops=1e9, uplink=1e6, downlink=1e6)
+    clients, server = [ClientProfile(f"c{k}", flops=1e5) for k in range(2)], ServerProfile(flops=1e5, uplink=1e5)
     cuts = find_cuts(start(), [torch.randn(4, 12), torch.randint(0, 10, (4,))])
     planner = Planner(cuts, Deals((7, 1)), clients, server, batch=[4, 4], emulate=True, round_steps=2)
     plan, expected = planner.plan([2, 2], samples=(23, 23))
