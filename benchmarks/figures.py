@@ -26,7 +26,7 @@ class Script:
 SCRIPTS = (
     Script("throughput"), Script("overhead"), Script("scaling"), Script("where"), Script("wire"), Script("shared"),
     Script("aggregate"), Script("imports"), Script("memory", ("--only", "VGG-16-BN")), Script("finding"),
-    Script("scheduler", ("--clients", "10", "1000", "100000")), Script("peers"),
+    Script("scheduler", ("--clients", "10", "1000", "100000")), Script("peers"), Script("tried"),
 )  # fmt: skip
 """In the order in which they are run; where time is short the last ones are missing."""
 
@@ -162,5 +162,15 @@ FIGURES = (
         "peers", "research_loop.first_round", "a research loop's seconds of the first round over ours",
         goal=1.0, at_least=True,
     ),
+    *(
+        Figure("tried", f"step.{model}.{way}", f"tried: a step of {says} over the same {how}, one thread")
+        for model, says in (("resnet18_7x7", "ResNet-18"), ("vit_tiny", "ViT-tiny"))
+        for way, how in (
+            ("compiled", "with `torch.compile`"), ("fused", "with `fused` SGD"), ("foreach", "with `foreach` SGD"),
+            ("channels_last", "in channels_last"), ("bf16", "under bf16 autocast"),
+        )
+    ),
+    Figure("tried", "cores.server_on_core_0", "tried: a round over the same with the server alone on core 0"),
+    Figure("tried", "cores.client_k_on_core_k", "tried: a round over the same with client k on core k mod cores"),
 )  # fmt: skip
 """In the order of the page."""

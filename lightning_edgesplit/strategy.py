@@ -211,9 +211,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._source, self._threads = trainer.fit_loop._data_source, torch.get_num_threads()
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         loaders = ClientLoaders(self._source.dataloader, self.partition, len(self.profiles), seed)
-        arrivals = Arrivals(lambda: self._agenda.arrivals(trainer.current_epoch), self._epoch)
+        self._agenda = Rounds([])
+        arrivals = Arrivals(lambda: self._count_arrivals(loaders, seed), self._epoch)
         trainer.fit_loop._data_source = _DataLoaderSource(arrivals, "train_dataloader")
         super().setup(trainer)
+        trainer.fit_loop._combined_loader = None  # it was made if `configure_optimizers` asked, of estimates
         if len(self.optimizers) != 1:
             raise ValueError(
                 f"configure_optimizers gave {len(self.optimizers)} optimizers: split learning takes one; put all"
@@ -238,6 +240,29 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._start(process, batch)
         self._prepare_rounds(seed)
 
+    def _count_arrivals(self, loaders: ClientLoaders, seed: int) -> int:
+        """How many arrivals an epoch has; an estimate, at most too high, as long as the clients have not been heard.
+
+        The Trainer's limit, if it is a fraction, is applied to estimates by itself (`estimated_stepping_batches`).
+        """
+        trainer, kind = self._trainer, self.server_model
+        if self._agenda.batches:
+            return self._agenda.arrivals(trainer.current_epoch)
+        if loaders.at_clients or self._dealt:
+            why = "batches=True of the policy divides batches anew" if self._dealt else "partition=None"
+            raise ValueError(
+                "how many steps there will be (`trainer.estimated_stepping_batches`) is not known in"
+                f" configure_optimizers where {why}: let a schedule be told its length by a number of your own."
+            )
+        limit = self._limit if isinstance(self._limit, int) else 1.0
+        own = [loaders.extent(client)["batches"] for client in range(len(self.profiles))]
+        rounds = Rounds(
+            limited(own, limit, kind.together), self.round_steps, self.participation, seed,
+            by_turns=kind.by_turns, together=kind.together,
+        )  # fmt: skip
+        epochs = range(max(1, trainer.max_epochs or 1)) if self.participation < 1 else range(1)
+        return max(rounds.arrivals(epoch) for epoch in epochs)
+
     def _rendezvous(self) -> Rendezvous:
         names = [profile.name for profile in self.profiles]
         if self.processes is not None:
@@ -246,9 +271,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
 
     def _prepare_planner(self, batch: Any, seed: int) -> None:
         """Finds the cuts, and refuses what cannot be planned before any process starts."""
+        # the cuts of one model for all stay, and emulated times are the same in every run
+        learning = not (
+            torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
+        )
+        lasting = self.clock == "wall" or (self.clock == "off" and not learning)  # else rounds soon say better
         self._cutting = Cutting(
             self._trainer.lightning_module, _plain(self.optimizers[0]), batch, self._wanted, self.private,
-            self.second_cut, self._threads, self.precision_plugin.train_step_context,
+            self.second_cut, self._threads, 3 if lasting else 1, self.precision_plugin.train_step_context,
         )  # fmt: skip
         self.cuts = self._cutting.find()
         policy, clients = self._policy, len(self.profiles)
@@ -259,10 +289,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             batch=[batch_size(batch)] * clients,
             in_order=self._in_order(),
             emulate=self.clock == "wall",
-            # the cuts of one model for all stay, and emulated times are the same in every run
-            learning=not (
-                torch.are_deterministic_algorithms_enabled() or self.server_model.one or self.clock == "virtual"
-            ),
+            learning=learning,
             trace=self._trace,
             server_model=self.server_model.name,
             aggregated=self.aggregated,

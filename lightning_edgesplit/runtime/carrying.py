@@ -182,9 +182,8 @@ class CarryingServer(Server):
         client = letter.link
         seat, link = self.seats[client], self._link_of(client)
         leave = self.inbox.next(Kind.LEAVE, link=client).frame
-        about, tensors = letter.frame.about, list(letter.frame.tensors)
-        rest = iter(tensors)
-        own = {name: next(rest) for name in seat.cut.client}
+        about, tensors = letter.frame.about, letter.frame.tensors
+        own, rest = self.side_of(letter)
         assert self._start is not None
         state: states.State = {}
         if self._start.about["upload_state"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count, repeat
@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
+from lightning_edgesplit.runtime.ahead import Ahead
 from lightning_edgesplit.runtime.compression import compressed, restored
 from lightning_edgesplit.runtime.dealing import Dealer, check_dealt
+from lightning_edgesplit.runtime.exchange import digest, resting
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
@@ -85,7 +87,9 @@ class Client:
         self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
         self._batches: Iterator[tuple[int, int, Any]] = iter(())
-        self._taken = self._index = self._samples = 0
+        self._ahead = Ahead()
+        self._taken = self._index = self._samples = self._steps_left = 0
+        self._sizes: Sequence[int] = ()
         self._epoch_began: Tensor | None = None
         self._loader_began: list[Tensor] = []
         self._asking = "uplink"
@@ -95,6 +99,7 @@ class Client:
         self._structures: dict[tuple[str, int], Structure] = {}
         self._generator: Tensor | None = None
         self._buffers_before: dict[str, Tensor] = {}
+        self._received: dict[str, bytes] = {}
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
@@ -185,16 +190,24 @@ class Client:
         loader = [next(rest) for _ in range(about["loader"])]
         loader_began = [next(rest) for _ in range(about["loader_began"])]
         if began is not None and about["taken"] is not None:
-            torch.set_rng_state(began)
-            for own, state in zip(generators_of(self.loader), loader_began, strict=False):
-                own.set_state(state)
-            self._begin_epoch(about["taken"], about["index"])
+            self._go_on_behind(about["taken"], about["index"], began, loader_began)
         for own, state in zip(generators_of(self.loader), loader, strict=False):
             own.set_state(state)
         generators.write(about["random"], numbers)
 
+    def _go_on_behind(self, taken: int, index: int, began: Tensor, loader_began: Sequence[Tensor]) -> None:
+        """Goes on behind so much of the pass that began with these states of torch's and the loader's streams.
+
+        Where the streams are then is the caller's to put right.
+        """
+        torch.set_rng_state(began)
+        for own, state in zip(generators_of(self.loader), loader_began, strict=False):
+            own.set_state(state)
+        self._begin_epoch(taken, index)
+
     def _begin_epoch(self, skip: int = 0, index: int = 0) -> None:
         """Begins a pass over the data, behind so many batches; where they are dealt, behind so many samples in them."""
+        self._ahead.forget()
         self._epoch_began = torch.get_rng_state()
         self._loader_began = [own.get_state() for own in generators_of(self.loader)]
         self._taken = skip
@@ -206,6 +219,12 @@ class Client:
         self._leave_out(batches, skip)
         self._batches, self._index = zip(count(skip), repeat(1), batches, strict=False), skip
 
+    def _deal(self, sizes: Sequence[int]) -> None:
+        """Deals what is next of the pass in batches of these sizes, the last ones of the round."""
+        assert self._dealer is not None
+        self._sizes = sizes
+        self._batches = zip(count(self._index), sizes, self._dealer.deal(sizes), strict=False)
+
     def _leave_out(self, batches: Iterator[Any], count: int) -> None:
         """Goes past batches. They are read, in case reading them moves more than torch's generators."""
         for _ in range(count):
@@ -215,9 +234,10 @@ class Client:
     def _own(self) -> tuple[str, ...]:
         return self.cut.client if self.cut is not None else ()
 
-    def _weights(self) -> list[Tensor]:
+    def _weights(self, besides: Collection[str] = ()) -> list[Tensor]:
         """This side's parameters and buffers after the last whole step; of a step under way nothing is seen."""
-        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in self._own]
+        names = [name for name in self._own if name not in besides]
+        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in names]
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
@@ -236,13 +256,16 @@ class Client:
         if about["new_epoch"]:
             self._begin_epoch()
         if self._dealer is not None:
-            sizes = about["samples"]
-            self._batches = zip(count(self._index), sizes, self._dealer.deal(sizes), strict=False)
-            about["batches"] = self._index + len(sizes) if about["ends"] else None  # of the epoch
+            self._deal(about["samples"])
+            about["batches"] = self._index + len(self._sizes) if about["ends"] else None  # of the epoch
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
-        records = [times for parts in about["parts"] for times in self._step(about, parts)]
+        records: list[list[float]] = []
+        for taken, parts in enumerate(about["parts"], 1):
+            self._steps_left = len(about["parts"]) - taken
+            records += self._step(about, parts)
         upload, self._asking = time.monotonic(), "upload"
-        tensors = self._weights()
+        kept = [name for name, before in self._received.items() if digest(self.sides.real(name)) == before]
+        tensors = self._weights(besides=kept)
         state: list[Any] = []
         if about["upload_state"]:
             state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
@@ -255,6 +278,7 @@ class Client:
         lost = self._lost / self._norm if self._norm else None
         done = {
             "samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state, "lost": lost,
+            "kept": kept,
         }  # fmt: skip
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
 
@@ -272,7 +296,7 @@ class Client:
             self._structures = self._find_structures()
         self._outputs = self._returned = []
         rest = iter(order.tensors)
-        for name in self.cut.client:
+        for name in order.about["sent"]:
             self.sides.set(name, next(rest))
         if order.about["fresh_state"]:
             self.optimizer.state.clear()
@@ -286,6 +310,11 @@ class Client:
         if order.about["trained"] is not None:
             trained.adopt(order.about["trained"], self.module, self.sides.parameters, self.optimizer)
         self._set_groups(order.about["groups"])
+        before_round, sent = self._received, set(order.about["sent"])
+        self._received = {
+            name: digest(self.sides.real(name)) if name in sent else before_round[name]
+            for name in resting(self.sides.parameters, self.cut.client)
+        }
         away = set(self.sides.names) - set(self.cut.client)
         for name in away:
             self.sides.release(name)
@@ -296,7 +325,7 @@ class Client:
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
-        index, taken, batch = next(self._batches)
+        index, taken, batch = self._next_batch()
         self._index, self._taken = index + 1, self._taken + taken
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
@@ -320,6 +349,37 @@ class Client:
         self._buffers_before = {}
         self._samples += about["samples"]
         return records
+
+    def _next_batch(self) -> tuple[int, int, Any]:
+        """Number of the next batch, its part of the pass, and itself: as loaded ahead, if that is the same in turn."""
+        if not self._ahead.loaded:
+            return next(self._batches)
+        own = generators_of(self.loader)
+        same, item = self._ahead.take(own)
+        if same:
+            own_item: tuple[int, int, Any] = item
+            return own_item
+        position, tensors = generators.read()
+        now, began = [generator.get_state() for generator in own], self._epoch_began
+        assert began is not None
+        self._go_on_behind(self._taken, self._index, began, self._loader_began)
+        if self._dealer is not None:
+            self._deal(self._sizes[len(self._sizes) - 1 - self._steps_left :])
+        generators.write(position, tensors)
+        for generator, state in zip(own, now, strict=True):
+            generator.set_state(state)
+        return next(self._batches)
+
+    def _load_ahead(self) -> None:
+        """Loads the next batch of the round while the server computes.
+
+        Not where numbers are drawn for the step meanwhile, where processes of the loader's own do that, or where
+        loading would come out of emulated time.
+        """
+        assert self.cut is not None
+        waits = not self.cut.random and self.cut.back is None and self.throttle.emulation is None
+        if self._ahead.allowed and waits and self._steps_left and not getattr(self.loader, "num_workers", 0):
+            self._ahead.load(self._batches, generators_of(self.loader))
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """A step of which the server runs the rest, or what is between the client's first and last layers."""
@@ -346,11 +406,12 @@ class Client:
         if cut.back is None:
             send(part, Kind.SMASHED)
             times += times[-1:] * 3  # it does not come back in between
+            self._load_ahead()
         else:
             self._finish_head(part, about, about_round["accumulate"], times)
         answer = self._await(Kind.GRADIENT)
         self.throttle.received(answer.frame.size, answer.arrived)
-        times += [time.monotonic()] * 2
+        times += self._here_since(answer)
         state = self._backward(part, answer.frame)
         if state is not None and cut.back is None:
             torch.set_rng_state(state)
@@ -387,18 +448,24 @@ class Client:
             self._sender.put(partial(self._send_paced, frame))
             records.append([begin, *[forward] * 5])
             passed.append((part, samples))
+        self._load_ahead()
         for times, (part, samples) in zip(records, passed, strict=True):
             answer = self._await(Kind.GRADIENT)
             self.throttle.received(answer.frame.size, answer.arrived)
-            resumed = time.monotonic()
+            times += self._here_since(answer)
             self._backward(part, answer.frame)
             if times is records[-1]:
                 self._take_step(about, about_round)
-            self.throttle.backward(resumed, samples)
-            times += [resumed, resumed, time.monotonic()]
+            self.throttle.backward(times[-1], samples)
+            times.append(time.monotonic())
         if self._sender.error is not None:
             raise self._sender.error
         return records
+
+    def _here_since(self, answer: Letter) -> list[float]:
+        """When a gradient was here, and when its backward pass began: now."""
+        now = time.monotonic()
+        return [answer.arrived if self.throttle.emulation is None else now, now]
 
     def _send_paced(self, frame: Frame) -> None:
         self.link.send(frame, pace=self.throttle.sending)

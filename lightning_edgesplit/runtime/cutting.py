@@ -28,6 +28,7 @@ class Cutting:
         private: As `find_cuts` has it.
         second_cut: The same.
         threads: Threads of the server, which its part is timed with.
+        repeats: Timed steps per thread count.
         context: Opened around every forward pass.
     """
 
@@ -38,6 +39,7 @@ class Cutting:
     private: Sequence[str] | None
     second_cut: str | None
     threads: int
+    repeats: int
     context: Callable[[], AbstractContextManager[Any]]
     _proven: trained.Trained | None = field(default=None, init=False, repr=False)
     _watch: trained.Watch | None = field(default=None, init=False, repr=False)
@@ -59,8 +61,9 @@ class Cutting:
         self._proven, self._order, self._mixtures = self._trained(), [cut.name for cut in cuts], {}
         self._watch = trained.Watch(self.module, self.optimizer)
         return time_cuts(
-            self.module, self.batch, cuts, self.optimizer, server_threads=self.threads, context=self.context
-        )
+            self.module, self.batch, cuts, self.optimizer, server_threads=self.threads, repeats=self.repeats,
+            context=self.context,
+        )  # fmt: skip
 
     def mixture(self, cuts: Sequence[Cut]) -> Mixture | None:
         """The clients' cuts as those of one step of all, proven; None: they have one cut.

@@ -324,6 +324,11 @@ class ClientLoaders:
             if id(own) in self._began:
                 own.set_state(self._began[id(own)])
 
+    @property
+    def at_clients(self) -> bool:
+        """Whether what loader a client has is known in its own process alone."""
+        return self._parts is None and not isinstance(self._loader, (list, tuple, dict))
+
     def extent(self, client: int) -> dict[str, Any]:
         """How much data a client has, without a loader for it where the partition says it."""
         if self._parts is None or self._loader.batch_size is None:

@@ -64,7 +64,7 @@ def cost_of(cut: Cut) -> CutCost:
         server=profile.server_forward + profile.server_backward,
         smashed=profile.smashed_bytes + profile.returned_gradient_bytes,
         gradient=profile.gradient_bytes + profile.returned_bytes,
-        weights=float(profile.weight_bytes),
+        weights=float(profile.weight_bytes - profile.frozen_bytes),
         step_up=overhead,
         step_down=overhead,
         memory_fixed=float(profile.weight_bytes + profile.parameter_bytes + (profile.optimizer_bytes or 0)),

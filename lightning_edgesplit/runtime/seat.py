@@ -90,11 +90,27 @@ class Halfway:
 
 @dataclass
 class Behind:
-    """A server-side model: its tensors by name, the optimizer's state, and gradients that wait for their step."""
+    """A server-side model: its tensors by name, the optimizer's state, and gradients that wait for their step.
 
-    model: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        begins_as: What the model is a copy of as soon as somebody asks for it; None: it has been made.
+    """
+
+    begins_as: dict[str, Tensor] | None = None
+    own: dict[str, Tensor] = field(default_factory=dict)
     state: dict[Any, Any] = field(default_factory=lambda: defaultdict(dict))
     gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        if self.begins_as is not None:
+            self.model = {name: tensor.clone() for name, tensor in self.begins_as.items()}
+        return self.own
+
+    @model.setter
+    def model(self, model: dict[str, Tensor]) -> None:
+        self.own, self.begins_as = model, None
 
 
 class Seat:
@@ -124,6 +140,7 @@ class Seat:
         self.began = 0.0  # when its round began, monotonic clock, seconds
         self.bytes_before = (0, 0)
         self.bytes_after: tuple[int, int] | None = None  # where the link has gone over to another client
+        self.resting: dict[str, Tensor] = {}  # what it began the round with of frozen parameters and buffers
         self.holds: tuple[str, ...] = ()  # names of what its process has the optimizer state of
 
     @property

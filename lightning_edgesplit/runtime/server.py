@@ -18,6 +18,7 @@ from lightning_edgesplit.errors import ClientFailedError, ClientLostError
 from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.compression import compressed, restored
+from lightning_edgesplit.runtime.exchange import Digests, Held, resting
 from lightning_edgesplit.runtime.grants import Grants
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.joint import Joint, join, join_by_depth
@@ -44,12 +45,14 @@ class Start:
         fresh_state: The optimizer state of whole models; None: each client goes on with its own.
         trained: What is trained.
         about: More that every client is told.
+        digests: Of the aggregate's tensors.
     """
 
     aggregate: Mapping[str, Tensor]
     fresh_state: states.State | None
     trained: Trained
     about: Mapping[str, Any]
+    digests: Digests
 
 
 class Server:
@@ -98,6 +101,7 @@ class Server:
         self.sides = Sides(module)
         self.kind = kind
         self.links = list(links)
+        self._held = [Held() for _ in self.links]
         self.seats = self._take_seats(names)
         self.grants = Grants(self.seats)
         self.inbox = self._open_inbox(names)
@@ -189,6 +193,8 @@ class Server:
     ) -> None:
         """Hands every client the aggregate of its side, its cut, its local steps, and what is trained if that changed.
 
+        Of frozen parameters and constant buffers only what it does not have already is sent.
+
         Args:
             orders: One per client.
             rules: How steps are taken: ``accumulate`` batches for each, gradients that ``clip`` limits.
@@ -223,7 +229,7 @@ class Server:
         if not in_turn and self.in_order:
             in_turn = self._in_turn(clients)
         self._turns = iter(in_turn) if in_turn else None
-        self._start_clients(clients, Start(aggregate, fresh_state, now, about))
+        self._start_clients(clients, Start(aggregate, fresh_state, now, about, Digests(aggregate)))
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
         """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
@@ -234,7 +240,7 @@ class Server:
     def _start_clients(self, clients: Sequence[int], start: Start) -> None:
         for client in clients:
             self._start_client(client, start)
-        for client in self._by_depth(clients)[:1] if self.kind.one else clients:  # while they compute
+        for client in self._by_depth(clients)[:1] if self.kind.one else clients:
             self._begin_model(client, start)
 
     def _by_depth(self, clients: Sequence[int]) -> list[int]:
@@ -243,10 +249,10 @@ class Server:
         return sorted(clients, key=lambda k: 0 if mixture is None else mixture.depth(self.seats[k].cut))
 
     def _begin_model(self, client: int, start: Start) -> None:
-        """Makes a client's server-side model of the aggregate; its first arrival needs it."""
+        """Lets a client's server-side model be a copy of the aggregate, made when its first arrival needs it."""
         seat = self.seats[client]
         client_side = set(seat.cut.client)
-        seat.model = {name: tensor.clone() for name, tensor in start.aggregate.items() if name not in client_side}
+        seat.behind.begins_as = {name: x for name, x in start.aggregate.items() if name not in client_side}
 
     def _start_client(self, client: int, start: Start) -> None:
         """Gives a client its orders, its part of the aggregate and of the optimizer's state."""
@@ -270,7 +276,10 @@ class Server:
             "batches": self.greetings[client]["batches"], "parts": order.parts, "compression": order.compression,
             "samples": order.samples, "ends": order.ends, **self.rules,
         }  # fmt: skip
-        weights = [start.aggregate[name] for name in order.cut.client]
+        own = resting(self.sides.parameters, order.cut.client)
+        seat.resting = {name: start.aggregate[name] for name in own}
+        more["sent"] = self._held[self._link_of(client)].lacks(order.cut.client, own, start.digests)
+        weights = [start.aggregate[name] for name in more["sent"]]
         # one client and the server share one random stream, as everything does in a plain run
         stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
         self.hand_out(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}), "download")
@@ -309,6 +318,19 @@ class Server:
         last = about.get("part", 0) + 1 == about.get("parts", 1)
         seat.services.append(Service(letter.arrived, begun=time.monotonic(), first=first, last=last))
         return letter.link, restored(letter.frame)
+
+    def side_of(self, letter: Letter) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """A client's side by name: what it sent, and where it says so, what it was told; and the tensors that follow.
+
+        What an upload says that it kept is not sent to it with the next round.
+        """
+        seat, kept = self.seats[letter.link], letter.frame.about.get("kept")
+        if kept is not None:
+            self._held[self._link_of(letter.link)].keep(kept)
+        own = {name: seat.resting[name] for name in kept or ()}
+        sent = [name for name in seat.cut.client if name not in own]
+        tensors = letter.frame.tensors
+        return {**own, **dict(zip(sent, tensors, strict=False))}, list(tensors[len(sent) :])
 
     def take_upload(self, letter: Letter) -> None:
         """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""

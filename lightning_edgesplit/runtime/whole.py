@@ -152,14 +152,15 @@ class WholeModels:
     def _whole_model(self, letter: Letter) -> dict[str, Tensor]:
         """A client's model, of which it has sent its side."""
         seat = self._seats[letter.link]
-        own = dict(zip(seat.cut.client, letter.frame.tensors, strict=False))  # more may follow them
+        own, _ = self._server.side_of(letter)
         return {**seat.model, **seat.buffers_before, **own}
 
     def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
         whole: list[states.State] = []
         for letter in letters:
             seat, about = self._seats[letter.link], letter.frame.about
-            tensors = letter.frame.tensors[len(seat.cut.client) if letter.frame.kind is Kind.UPLOAD else 0 :]
+            upload = letter.frame.kind is Kind.UPLOAD
+            tensors = self._server.side_of(letter)[1] if upload else letter.frame.tensors
             own = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             whole.append({**own, **states.unpack(about["state"], tensors)})
         mean = states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])

@@ -33,7 +33,8 @@ class CutCost:
         gradient: Bytes per sample that come down in a local step.
         step_up: Bytes that go up in every local step whatever its batch (frame, generator state).
         step_down: Bytes that come down in every local step whatever its batch.
-        weights: Bytes of the client-side parameters and buffers, exchanged once per round in each direction.
+        weights: Bytes of the client-side parameters and buffers, exchanged once per round in each direction, without
+            those of frozen parameters, which stay where they are.
         memory_fixed: Bytes on the client that do not depend on the batch (parameters, gradients, optimizer state).
         memory_per_sample: Bytes of activations that the client keeps for its backward pass, per sample.
         client_forward_seconds: Measured on this machine with one thread, seconds per sample; None: not measured.

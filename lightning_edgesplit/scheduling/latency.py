@@ -14,9 +14,10 @@ f_k = F/N. Links are given in bit/s; `links.BITS` is where they become bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -341,17 +342,17 @@ class LatencyModel:
     @cached_property
     def _profiles(self) -> _Columns:
         return _Columns(
-            flops=self._of_clients(lambda profile: profile.flops, np.nan),
-            slowdown=self._of_clients(lambda profile: profile.slowdown, 1.0),
-            memory=self._of_clients(lambda profile: profile.memory, np.inf),
-            uplink=self._of_clients(lambda profile: profile.uplink, np.inf),
-            downlink=self._of_clients(lambda profile: profile.downlink, np.inf),
-            latency=self._of_clients(lambda profile: profile.latency, 0.0),
+            flops=self._of_clients("flops", np.nan),
+            slowdown=self._of_clients("slowdown", 1.0),
+            memory=self._of_clients("memory", np.inf),
+            uplink=self._of_clients("uplink", np.inf),
+            downlink=self._of_clients("downlink", np.inf),
+            latency=self._of_clients("latency", 0.0),
         )
 
-    def _of_clients(self, read: Callable[[ClientProfile], float | None], missing: float) -> Array:
+    def _of_clients(self, name: str, missing: float) -> Array:
         """One number per client, [clients]."""
-        numbers = np.array([read(profile) for profile in self.clients], dtype=np.float64)  # None becomes NaN
+        numbers = np.array(list(map(attrgetter(name), self.clients)), dtype=np.float64)  # None becomes NaN
         return np.asarray(np.where(np.isnan(numbers), missing, numbers))
 
     def _column(self, name: str) -> Array:

@@ -37,6 +37,7 @@ class CutProfile:
         head_seconds: Seconds per sample of the same on this machine with one thread; None: not timed.
         returned_bytes: Bytes per sample that come back to the client at the second cut.
         returned_gradient_bytes: Bytes per sample of the gradient that goes up from there.
+        frozen_bytes: Part of `weight_bytes` that is not trained, so that it travels once and not in every round.
     """
 
     client_forward: float
@@ -58,6 +59,7 @@ class CutProfile:
     head_seconds: float | None = None
     returned_bytes: float = 0.0
     returned_gradient_bytes: float = 0.0
+    frozen_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,13 @@ class Probe:
         return {name: p.grad for name, p in self.sides.parameters.items() if p.grad is not None}
 
     def _optimizer_bytes(self) -> dict[str, int] | None:
-        """Bytes of the optimizer's state per parameter after one step, taken on a copy of the weights."""
+        """Bytes of the optimizer's state per parameter after one step, taken on a copy of weights and gradients."""
         if self.optimizer is None:
             return None
         weights = {name: p.detach().clone() for name, p in self.sides.parameters.items()}
+        for parameter in self.sides.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()  # a step may clip it, or add noise
         self.optimizer.step()
         for name, weight in weights.items():
             self.sides.set(name, weight)
@@ -197,6 +200,7 @@ class Probe:
     def _profile(self, cut: Cut, measured: Measured) -> CutProfile:
         client = [self.sides.real(name) for name in cut.client]
         trained = [x for x in client if isinstance(x, nn.Parameter) and x.requires_grad]
+        frozen = [x for x in client if isinstance(x, nn.Parameter) and not x.requires_grad]
         sent = sum(x.nbytes for i in cut.sent if isinstance(x := self.leaves[i], Tensor))
         in_optimizer = None if self.state_bytes is None else sum(self.state_bytes.get(n, 0) for n in cut.client)
         return CutProfile(
@@ -215,6 +219,7 @@ class Probe:
             head=measured.head / self.size,
             returned_bytes=measured.returned / self.size,
             returned_gradient_bytes=measured.returned_gradient / self.size,
+            frozen_bytes=sum(x.nbytes for x in frozen),
         )
 
     def whole_step(self) -> Cut:

@@ -118,6 +118,53 @@ def test_optimizers_groups_and_schedules(kind, cut):
     both(kind(), cut, max_epochs=3)
 
 
+class OneCycle(Classifier):
+    """Asks for the number of steps, as warm-ups of transformers do."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        self.estimated = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=self.estimated)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@feature("`estimated_stepping_batches`", how="steps of all clients; with `participation` those of the longest epoch")
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"limit_train_batches": 0.5}, {"max_steps": 5}])
+def test_a_schedule_is_told_how_many_steps_there_will_be(options):
+    both(OneCycle(), "net.2", max_epochs=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("trainer_options", "options", "steps"),
+    [
+        ({}, {}, 2 * (4 + 2 + 1)),
+        ({}, {"round_steps": 2, "processes": 2}, 2 * (4 + 2 + 1)),
+        ({"limit_train_batches": 5}, {}, 2 * 5),
+        ({"limit_train_batches": 0.5}, {}, 2 * 3),
+        ({}, {"server_model": "shared"}, 2 * 4),
+        ({}, {"server_model": "sequential"}, 2 * 7),
+    ],
+)
+def test_it_is_the_number_of_steps_of_all_clients(trainer_options, options, steps):
+    module, parts = OneCycle(), [list(range(16)), list(range(16, 24)), list(range(24, 28))]
+    split = EdgeSplitStrategy(clients=3, cuts="net.2", partition=parts, timeout=30, **options)
+    trainer = run(module, split, batch_size=4, max_epochs=2, **trainer_options)
+    assert module.estimated == steps
+    (schedule,) = trainer.lr_scheduler_configs
+    assert schedule.scheduler.last_epoch == steps
+
+
+def test_with_participation_it_is_enough():
+    module, parts = OneCycle(), [list(range(16)), list(range(16, 24)), list(range(24, 28))]
+    trainer = run(module, EdgeSplitStrategy(3, cuts="net.2", partition=parts, participation=0.4), max_epochs=4)
+    assert module.estimated == 4 * max(round_.clients[0].steps for round_ in trainer.strategy.rounds)
+
+
+def test_where_only_clients_know_it_the_answer_is_an_error():
+    with pytest.raises(ValueError, match=r"estimated_stepping_batches.*partition=None"):
+        run(OneCycle(), EdgeSplitStrategy(clients=2, cuts="net.2", partition=None))
+
+
 @feature("`accumulate_grad_batches`", how="each client counts its own batches; `round_steps` is a multiple of it")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("steps", [2, 4])

@@ -424,3 +424,13 @@ def test_links_are_granted_and_times_are_learnt_by_the_plans_batches():
     # a round that is as predicted teaches nothing
     planner.learn(plan, [2, 2], planned_report(plan, expected, planner.costs([2, 2]), ["c0", "c1"]))
     assert planner.corrections == Corrections.none(2)
+
+
+def test_how_many_steps_there_will_be_is_not_known_in_configure_optimizers():
+    class Asking(Plain):
+        def configure_optimizers(self):
+            self.trainer.estimated_stepping_batches  # noqa: B018  # asks
+            return super().configure_optimizers()
+
+    with pytest.raises(ValueError, match=r"estimated_stepping_batches.*batches=True of the policy"):
+        fit(Asking(), vectors_of(20), EdgeSplitStrategy(clients=2, policy=Joint(batches=True)))
