@@ -120,10 +120,10 @@ class Sized:
 @pytest.mark.parametrize("module", [Deterministic, WithDropoutFirst, WithNoise])
 def test_one_client_with_augmentations_trains_as_plain_lightning_does(module, options):
     torch.manual_seed(1)
-    plain, data = module(), Augmented()
+    plain, data = module(), Augmented(37)  # the last batch of a round is shorter than the others
     torch.manual_seed(1)
     split = module()
-    for own, strategy in ((plain, "auto"), (split, EdgeSplitStrategy(clients=1, round_steps=3, **options))):
+    for own, strategy in ((plain, "auto"), (split, EdgeSplitStrategy(clients=1, round_steps=5, **options))):
         sow()
         fit(own, data, strategy, batch_size=8, epochs=3)
     torch.testing.assert_close(split.state_dict(), plain.state_dict())
