@@ -38,6 +38,7 @@ class ClientProcess:
         seed: Of this run; each client but the first has random streams of its own.
         prepare: Makes of what the loader yields what ``training_step`` takes.
         context: Opened around every forward pass (mixed precision).
+        dealt: Whether plans divide batches anew.
     """
 
     module: pl.LightningModule
@@ -47,6 +48,7 @@ class ClientProcess:
     seed: int
     prepare: Callable[[Any], Any]
     context: Callable[[], AbstractContextManager[Any]]
+    dealt: bool = False
     # taken before the fork, in which Python gives `random` a new seed
     _streams: tuple[dict[str, Any], list[Tensor]] = field(default_factory=generators.read, init=False, repr=False)
 
@@ -56,6 +58,7 @@ class ClientProcess:
         Client(
             self.module, self.optimizer, self.loaders.of(client), rendezvous.link(client), self.heartbeat,
             prepare=self.prepare, context=self.context, on_round=self._set_counters, structures=self._structures,
+            dealt=self.dealt,
         ).run()  # fmt: skip
 
     def carry(self, process: int, clients: Sequence[int], second_cut: bool, rendezvous: Rendezvous) -> None:
@@ -71,6 +74,7 @@ class ClientProcess:
             self.module, self.optimizer, self.loaders, rendezvous.link(process), self.heartbeat,
             greets=clients, begin_as=self._begin_as, structures_first=second_cut,
             prepare=self.prepare, context=self.context, on_round=self._set_counters, structures=self._structures,
+            dealt=self.dealt,
         ).run()  # fmt: skip
 
     def _begin_as(self, client: int) -> None:

@@ -102,7 +102,24 @@ def server_model(
     return make_server_model(name, optimizer_state, second_cut, fraction), fraction
 
 
-def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None, paced: bool) -> None:
+def dealt(policy: Policy, server_model: str) -> bool:
+    """Whether the policy's plans divide batches anew.
+
+    Raises:
+        ValueError: If that server-side model is not trained with such batches.
+    """
+    wanted = bool(getattr(policy, "batches", False))
+    if wanted and server_model != "per_client":
+        raise ValueError(
+            f"batches=True of policy={policy.name!r} does not go with server_model={server_model!r}: leave it out, or"
+            ' use server_model="per_client".'
+        )
+    return wanted
+
+
+def check_plan(
+    plan: Plan, clock: str, server_model: str, second_cut: str | None, paced: bool, dealt: bool = False
+) -> None:
     """Refuses a plan that a run would not follow, whatever its predicted times say.
 
     Args:
@@ -111,6 +128,7 @@ def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None
         server_model: Which server-side model is trained.
         second_cut: `EdgeSplitStrategy(second_cut=…)`.
         paced: Whether the optimizer's rates may change with every arrival.
+        dealt: Whether clients deal their batches as plans say.
 
     Raises:
         ValueError: Naming the policy, what it plans and the way out.
@@ -127,6 +145,12 @@ def check_plan(plan: Plan, clock: str, server_model: str, second_cut: str | None
             plan.compression != "none" and (server_model != "per_client" or second_cut is not None),
             plan.compression,
             'it goes neither with a server model other than "per_client" nor with `second_cut`',
+        ),
+        "batches": (
+            bool(plan.batches) and not dealt,
+            plan.batches,
+            "epochs then have to be counted in samples from the start, for which the policy needs an attribute"
+            " `batches` that is True",
         ),
         "server_shares": (
             bool(plan.server_shares) and clock == "wall",

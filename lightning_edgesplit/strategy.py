@@ -32,12 +32,12 @@ from lightning_edgesplit.runtime.carried import CarriedModels
 from lightning_edgesplit.runtime.carrying import CarryingServer
 from lightning_edgesplit.runtime.cutting import Cutting
 from lightning_edgesplit.runtime.epsl import Aggregation, LastLayer, aggregated_step, find_last_layer
-from lightning_edgesplit.runtime.partition import ClientLoaders, Partition, limit_extent, samples_of
-from lightning_edgesplit.runtime.planning import Planner, costs_of
+from lightning_edgesplit.runtime.partition import ClientLoaders, Partition, limit_extent, samples_of, samples_of_epoch
+from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
 from lightning_edgesplit.runtime.report import RoundReport
 from lightning_edgesplit.runtime.resume import Resume
-from lightning_edgesplit.runtime.rounds import Round, Rounds, limited
+from lightning_edgesplit.runtime.rounds import Dealt, Round, Rounds, limited
 from lightning_edgesplit.runtime.second_cut import clients_loss
 from lightning_edgesplit.runtime.server import Server
 from lightning_edgesplit.runtime.timetable import Timetable
@@ -136,6 +136,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.server_model, self.aggregated = options.server_model(
             server_model, aggregated, self._policy, optimizer_state, second_cut
         )
+        self._dealt = options.dealt(self._policy, self.server_model.name)
         self._trace = options.trace(trace, clock, self.profiles, self.server_profile)
         self.processes = options.processes(
             processes, count, partition, clock, self.server_model.name, self._launcher_name
@@ -158,7 +159,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._processes: Launcher | None = None
         self._now: tuple[int, Frame, Any] | None = None
         self._clip: tuple[str, float] | None = None
-        self._expected: tuple[list[int], SimulatedRound] | None = None
+        self._expected: tuple[list[int], SimulatedRound, tuple[int, ...]] | None = None
         self._timetable: Timetable | None = None
         self._last_layer: LastLayer | None = None
         self._mixture: Mixture | None = None
@@ -195,7 +196,8 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """
         if self._planner is None or self._expected is None:
             raise RuntimeError("save_costs needs the costs that `fit` measures: call it after `fit`.")
-        costs_of(self._planner.cuts, self._planner.batch, self._expected[0]).save(path)
+        steps, _, samples = self._expected
+        self._planner.costs(steps, samples).save(path)
 
     # ---- before the first round --------------------------------------------------------------------------------------
 
@@ -224,12 +226,14 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self._preparation = Preparation(module, self.precision_plugin, super().batch_to_device, self._is_arrival)
         process = ClientProcess(
             module, _plain(self.optimizers[0]), loaders, self.timeout / 4, seed,
-            self._preparation, self.precision_plugin.train_step_context,
+            self._preparation, self.precision_plugin.train_step_context, self._dealt,
         )  # fmt: skip
         if self._role.client is not None:
             behave_as_client()
             process.run(self._role.client, self._rendezvous())
             os._exit(0)  # a client's script ends where `fit` would return: what follows is the server's
+        if self._dealt:
+            loaders.check_dealt()
         batch = self._preparation(loaders.sample())
         self._prepare_planner(batch, seed)
         self._preparation.leave_arrivals_alone()
@@ -244,10 +248,11 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         trainer, kind = self._trainer, self.server_model
         if self._agenda.batches:
             return self._agenda.arrivals(trainer.current_epoch)
-        if loaders.at_clients:
+        if loaders.at_clients or self._dealt:
+            why = "batches=True of the policy divides batches anew" if self._dealt else "partition=None"
             raise ValueError(
                 "how many steps there will be (`trainer.estimated_stepping_batches`) is not known in"
-                " configure_optimizers where partition=None: let a schedule be told its length by a number of your own."
+                f" configure_optimizers where {why}: let a schedule be told its length by a number of your own."
             )
         limit = self._limit if isinstance(self._limit, int) else 1.0
         own = [loaders.extent(client)["batches"] for client in range(len(self.profiles))]
@@ -290,6 +295,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             aggregated=self.aggregated,
             split=self.server_model.one,
             seed=seed,
+            round_steps=self.round_steps,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module
@@ -343,6 +349,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             limit_extent(greeting, count)
         self._planner.batch = tuple(greeting["batch"] for greeting in greetings)
         self._timetable = Timetable(self._planner, self._trace, self._resume.elapsed)
+        dealt = None
+        if self._dealt:
+            batches = [samples_of_epoch(greeting) for greeting in greetings]
+            dealt = Dealt(self._planner.batch, self._timetable.deal)
         self._agenda = Rounds(
             batches,
             self.round_steps,
@@ -353,6 +363,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             lambda client, batch: samples_of(greetings[client], batch),
             kind.by_turns,
             kind.together,
+            dealt,
         )
         self.rounds = []
         self._plan_round(next(self._agenda.of(self._trainer.current_epoch)))
@@ -373,7 +384,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self.plan is not None
         assert self._planner is not None
         assert self._expected is not None
-        steps, expected = self._expected
+        steps, expected, _ = self._expected
         others = self._planner.compare(steps) if self._wanted is None else {}
         print_plan(
             replace(self.plan, predicted=expected.ends), [p.name for p in self.profiles],
@@ -389,7 +400,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         assert self._timetable is not None
         ahead = self._timetable.entry(self._trainer.current_epoch, round_.number)
         self._check_plan(ahead.plan)
-        self.plan, self._expected = ahead.plan, (round_.steps, ahead.turn(round_.steps))
+        self.plan, self._expected = ahead.plan, (round_.steps, ahead.turn(round_.steps), ahead.samples)
         at_once = min(sum(1 for count in round_.steps if count), self.processes or len(round_.steps))
         self._beside_clients = self._planner.server_threads(self.plan, round_.steps, self._threads, at_once)
 
@@ -397,7 +408,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         """Refuses a plan that the server-side model cannot be trained with."""
         assert self._planner is not None
         assert self._cutting is not None
-        options.check_plan(plan, self.clock, self.server_model.name, self.second_cut, self._paced())
+        options.check_plan(plan, self.clock, self.server_model.name, self.second_cut, self._paced(), self._dealt)
         cuts = [self._planner.cuts.find(name) for name in plan.cuts]
         self.server_model.check_cuts(plan.policy, cuts)
         self._mixture = self._cutting.mixture(cuts) if self.server_model.together else None
@@ -448,7 +459,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             self._plan_round(round_)
             assert self.plan is not None
             server.start_round(
-                planner.orders(self.plan, round_.parts),
+                planner.orders(self.plan, round_),
                 {"accumulate": trainer.accumulate_grad_batches, "clip": self._clip}, whole.fresh_state,
                 arbitration=planner.arbitration(self.plan, round_.steps),
                 longest_first=self.plan.order == "longest_first", turns=self.plan.turns,
@@ -592,7 +603,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         trainer = self._trainer
         torch.set_num_threads(self._threads)
         uploads = self._whole.aggregate()
-        steps, expected = self._expected
+        steps, expected, _ = self._expected
         report = report_of(
             self._server, uploads, self.plan, expected.ends,
             ended=time.monotonic(), index=self._agenda.ended, epoch=trainer.current_epoch, before=self._timetable.now,

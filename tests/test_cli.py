@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,32 @@ def test_a_policy_may_have_parameters_overlap_and_be_the_users_own(files, capsys
 def test_plan_draws_the_planned_round(files, tmp_path):
     assert main(["plan", *files, "--figure", str(tmp_path / "round.png")]) == 0
     assert (tmp_path / "round.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_shows_the_batches_that_joint_divides(files, capsys):
+    arguments = ["plan", *files, "--policy", "{policy: joint, batches: true}", "--batch", "16", "--steps", "2"]
+    assert main([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert sum(plan["batches"]) == 2 * 16
+    assert plan["batches"] != [16, 16]
+    assert main(arguments) == 0
+    header, first, second = (line.split() for line in capsys.readouterr().out.splitlines()[1:5] if "─" not in line)
+    assert header[:3] == ["client", "cut", "batch"]
+    assert [first[2], second[2]] == [str(own) for own in plan["batches"]]
+
+
+def test_a_plan_of_costs_with_samples_left_counts_the_steps_that_they_make(files, tmp_path, capsys):
+    costs = Costs.load(files[1])
+    replace(costs, batch=(8, 8), steps=(3, 2), samples=(20, 9)).save(tmp_path / "left.json")
+
+    replace(costs, batch=(4, 4), steps=(5, 3)).save(tmp_path / "plain.json")
+
+    def seconds(name, *more):
+        assert main(["plan", files[0], str(tmp_path / name), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)["round_time"]
+
+    assert seconds("left.json", "--batch", "4") == seconds("plain.json"), "20 and 9 samples in fours"
+    assert seconds("left.json", "--batch", "4", "--steps", "1") < seconds("plain.json")
 
 
 def run_python(code, *arguments):

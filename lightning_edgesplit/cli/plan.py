@@ -55,11 +55,12 @@ def run(options: argparse.Namespace) -> int:
     server = server or ServerProfile()
     costs = Costs.load(options.costs)
     count = len(profiles)
-    costs = replace(
-        costs,
-        batch=_for_each(options.batch, costs.batch, count, "batch"),
-        steps=_for_each(options.steps, costs.steps, count, "steps"),
-    )
+    batch = _for_each(options.batch, costs.batch, count, "batch")
+    steps = _for_each(options.steps, costs.steps, count, "steps")
+    if options.steps is None:
+        costs = costs.with_batch(batch)
+    else:  # so many, whatever samples there are
+        costs = replace(costs, batch=batch, steps=steps, samples=(), most_steps=None)
     model = LatencyModel(costs, profiles, server)
     sys.path.insert(0, str(Path.cwd()))  # as `python script.py` in this folder would have it
     wanted = _policy(options.policy)

@@ -43,7 +43,8 @@ def _cuts(one: Planned) -> str:
     for client, cut in enumerate(one.plan.cuts):
         if client not in one.plan.left_out:
             counts[cut] = counts.get(cut, 0) + 1
-    return ", ".join(cut if count == 1 else f"{count}× {cut}" for cut, count in counts.items())
+    cuts = ", ".join(cut if count == 1 else f"{count}× {cut}" for cut, count in counts.items())
+    return f"{cuts}; batches {', '.join(map(str, one.plan.batches))}" if one.plan.batches else cuts
 
 
 def plan_entry(one: Planned) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def plan_entry(one: Planned) -> dict[str, Any]:
         "clients": [profile.name for profile in one.scenario.profiles],
         "cuts": list(one.plan.cuts),
         "shares": list(one.plan.shares),
+        "batches": list(one.plan.batches),
         "round_seconds": one.expected.round_time,
         "client_seconds": list(one.expected.ends),
     }

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from lightning_edgesplit.comparing.config import Comparison, Made, Scenario, System
 from lightning_edgesplit.comparing.making import made, training_loader
 from lightning_edgesplit.comparing.orders import orders_of, strategy_of
-from lightning_edgesplit.options import check_plan
-from lightning_edgesplit.runtime.partition import ClientLoaders
+from lightning_edgesplit.options import check_plan, dealt
+from lightning_edgesplit.runtime.partition import ClientLoaders, samples_of_epoch
 from lightning_edgesplit.runtime.planning import Planner
 from lightning_edgesplit.scheduling import Fixed, InfeasibleError, Plan, Policy, make_policy
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
@@ -120,18 +120,23 @@ def _plan(
     scenario: Scenario, system: System, strategy: EdgeSplitStrategy, cuts: Cuts, loaders: ClientLoaders, seed: int
 ) -> Planned:
     names = [profile.name for profile in scenario.profiles]
-    batches = [len(loaders.of(k)) for k in range(len(names))]
-    steps = [min(own, scenario.round_steps or own) for own in batches]
+    extents = [loaders.extent(k) for k in range(len(names))]
+    steps = [min(own["batches"], scenario.round_steps or own["batches"]) for own in extents]
     batch = [batch_size(loaders.sample())] * len(names)
+    policy, samples = _policy(system, cuts, len(names)), []
+    divides = dealt(policy, strategy.server_model.name)
+    if divides:
+        loaders.check_dealt()
+        samples = [samples_of_epoch(own) for own in extents]
     planner = Planner(
-        cuts, _policy(system, cuts, len(names)), scenario.profiles, scenario.server, batch, learning=False,
+        cuts, policy, scenario.profiles, scenario.server, batch, learning=False,
         trace=None if scenario.trace is None else Trace.load(scenario.trace, names),
         server_model=strategy.server_model.name, aggregated=strategy.aggregated, split=strategy.server_model.one,
-        seed=seed,
+        seed=seed, round_steps=scenario.round_steps,
     )  # fmt: skip
-    plan, expected = planner.plan(steps, 0.0, number=1)
+    plan, expected = planner.plan(steps, 0.0, number=1, samples=samples)
     # whether its rates change with every step, the run itself will know
-    check_plan(plan, "virtual", strategy.server_model.name, strategy.second_cut, paced=False)
+    check_plan(plan, "virtual", strategy.server_model.name, strategy.second_cut, paced=False, dealt=divides)
     strategy.server_model.check_cuts(plan.policy, [cuts.find(name) for name in plan.cuts])
     return Planned(scenario, system, replace(plan, predicted=expected.ends), expected)
 

@@ -36,6 +36,8 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
     table = _table(f"plan of {plan.policy}")
     table.add_column("client", overflow="fold")
     table.add_column("cut", overflow="fold")
+    if plan.batches:
+        table.add_column("batch", justify="right", no_wrap=True)
     for header in ("share", "uplink", "downlink", "predicted round"):
         table.add_column(header, justify="right", no_wrap=header != "predicted round")
     slowest = max(range(len(names)), key=plan.predicted.__getitem__, default=None)
@@ -47,6 +49,7 @@ def plan_table(plan: Plan, names: Sequence[str], comparisons: Mapping[str, float
         table.add_row(
             Text(names[k]),
             Text(plan.cuts[k]),
+            *([str(plan.batches[k])] if plan.batches else []),
             percent(plan.shares[k]),
             rate(plan.uplink[k]),
             rate(plan.downlink[k]),
@@ -102,7 +105,7 @@ def round_table(report: RoundReport) -> Table:
     "compute" is forward and backward, "up" and "down" are all that the client sent and received (smashed data and
     gradients as well as its client-side model), "wait" is the server's queue, "server" the server's work for it.
     The last column is the client's round as measured and, below it, as predicted when it was planned. "late" is the
-    overrun of an emulated client; the column is there if any client has one.
+    overrun of an emulated client; the column is there if any client has one. A third line: the batch by the plan.
     """
     late = any(client.overrun > 0 for client in report.clients)
     table = _table(
@@ -129,7 +132,8 @@ def _round_row(client: ClientReport, slowest: bool) -> list[Text | str]:
     def spent(*phases: str) -> str:
         return digits(sum(client.seconds.get(phase, 0.0) for phase in phases))
 
-    name = Text.assemble((client.name, "bold" if slowest else ""), (f"\n{client.cut}, {percent(client.share)}", "dim"))
+    planned = f"{client.cut}, {percent(client.share)}" + ("" if client.batch is None else f"\nbatch {client.batch}")
+    name = Text.assemble((client.name, "bold" if slowest else ""), (f"\n{planned}", "dim"))
     return [
         name,
         spent("forward", "head", "backward"),

@@ -69,6 +69,8 @@ def round_metrics(report: RoundReport, depths: Mapping[str, int] | None = None) 
         }
         errors = {"smashed_error": client.smashed_error, "gradient_error": client.gradient_error}
         metrics |= {f"{tag}/{name}": error for name, error in errors.items() if error is not None}
+        if client.batch is not None:
+            metrics[f"{tag}/batch"] = client.batch
         if depths is not None and client.cut in depths:
             metrics[f"{tag}/cut_depth"] = depths[client.cut]
     return metrics

@@ -19,7 +19,7 @@ def planned_report(plan: Plan, simulated: SimulatedRound, costs: Costs, names: S
         costs: The costs that it was planned with; bytes, local steps and samples come from them.
         names: Names of the clients, in the order of the plan.
     """
-    clients = []
+    clients, costs = [], costs.with_batch(plan.batches) if plan.batches else costs
     for k, name in enumerate(names):
         cut, steps, batch = costs[plan.cuts[k]], costs.steps[k], costs.batch[k]
         if k in plan.left_out or not steps:
@@ -34,6 +34,7 @@ def planned_report(plan: Plan, simulated: SimulatedRound, costs: Costs, names: S
                 downlink=plan.downlink[k],
                 steps=steps,
                 samples=steps * batch,
+                batch=batch if plan.batches else None,
                 seconds=dict(simulated.seconds[k]),
                 idle=simulated.idle(k),
                 bytes_up=round(steps * (batch * cut.smashed + cut.step_up) + cut.weights),

@@ -73,6 +73,7 @@ def report_of(
                 once=once,
                 smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
                 gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
+                batch=plan.batches[k] if plan.batches else None,
             )
         )
     # a step of all clients is in each of their seats, with the same times

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.client import Client
+from lightning_edgesplit.runtime.dealing import check_dealt
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.partition import ClientLoaders, leave_out
@@ -47,6 +48,9 @@ class Carrier(Client):
             self._structures = self._find_structures()
 
     def _greeting(self) -> dict[str, Any]:
+        if self._deals:
+            for client in self._greets:
+                check_dealt(self._loaders.of(client))
         return {"clients": [[client, self._loaders.extent(client)] for client in self._greets]}
 
     def _restore(self, order: Frame) -> None:
@@ -54,7 +58,7 @@ class Carrier(Client):
         client, position = order.about["client"], order.about["position"]
         self.cut = None
         self.optimizer.state.clear()
-        self._batches, self._taken = iter(()), 0
+        self._batches, self._taken, self._index, self._dealer = iter(()), 0, 0, None
         self._epoch_began, self._loader_began = None, []
         self._begin_as(client)
         self.loader = self._loaders.of(client)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import count, repeat
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_edgesplit.errors import ClientLostError
 from lightning_edgesplit.runtime import generators, states, trained
 from lightning_edgesplit.runtime.ahead import Ahead
 from lightning_edgesplit.runtime.compression import compressed, restored
+from lightning_edgesplit.runtime.dealing import Dealer, check_dealt
 from lightning_edgesplit.runtime.exchange import digest, resting
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.link import Link
@@ -55,6 +57,7 @@ class Client:
         context: Opened around every forward pass (mixed precision).
         on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
         structures: Called while the module is still whole, where a step comes back to this client (`structures_of`).
+        dealt: Whether the server says how many samples a batch has, whatever the loader's batches are.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class Client:
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_round: Callable[[int, int], None] = lambda epoch, step: None,
         structures: Callable[[], dict[tuple[str, int], Structure]] = dict,
+        dealt: bool = False,
     ) -> None:
-        self.module, self.optimizer, self.loader, self.link = module, optimizer, loader, link
+        self.module, self.optimizer, self.link = module, optimizer, link
+        self.loader, self._deals = loader, dealt
+        self._dealer: Dealer | None = None
         self.prepare, self.on_round, self._context = prepare, on_round, context
         self._find_structures = structures
         self.sides = Sides(module)
@@ -80,9 +86,10 @@ class Client:
         self._sender: Sender | None = None
         self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
-        self._batches: Iterator[tuple[int, Any]] = iter(())
+        self._batches: Iterator[tuple[int, int, Any]] = iter(())
         self._ahead = Ahead()
-        self._taken = self._samples = self._steps_left = 0
+        self._taken = self._index = self._samples = self._steps_left = 0
+        self._sizes: Sequence[int] = ()
         self._epoch_began: Tensor | None = None
         self._loader_began: list[Tensor] = []
         self._asking = "uplink"
@@ -126,6 +133,8 @@ class Client:
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
+        if self._deals:
+            check_dealt(self.loader)
         return extent(self.loader)
 
     def _beat(self) -> None:
@@ -166,7 +175,7 @@ class Client:
         loader = [own.get_state() for own in generators_of(self.loader)]
         about = {
             "taken": self._taken, "random": numbers, "began": bool(began), "loader": len(loader),
-            "loader_began": len(self._loader_began),
+            "loader_began": len(self._loader_began), "index": self._index,
         }  # fmt: skip
         return about, [*tensors, *began, *loader, *self._loader_began]
 
@@ -181,29 +190,40 @@ class Client:
         loader = [next(rest) for _ in range(about["loader"])]
         loader_began = [next(rest) for _ in range(about["loader_began"])]
         if began is not None and about["taken"] is not None:
-            self._go_on_behind(about["taken"], began, loader_began)
+            self._go_on_behind(about["taken"], about["index"], began, loader_began)
         for own, state in zip(generators_of(self.loader), loader, strict=False):
             own.set_state(state)
         generators.write(about["random"], numbers)
 
-    def _go_on_behind(self, taken: int, began: Tensor, loader_began: Sequence[Tensor]) -> None:
-        """Goes on behind so many batches of the pass that began with these states of torch's and the loader's streams.
+    def _go_on_behind(self, taken: int, index: int, began: Tensor, loader_began: Sequence[Tensor]) -> None:
+        """Goes on behind so much of the pass that began with these states of torch's and the loader's streams.
 
         Where the streams are then is the caller's to put right.
         """
         torch.set_rng_state(began)
         for own, state in zip(generators_of(self.loader), loader_began, strict=False):
             own.set_state(state)
-        self._begin_epoch(skip=taken)
+        self._begin_epoch(taken, index)
 
-    def _begin_epoch(self, skip: int = 0) -> None:
-        """Begins a pass over the data, behind so many batches."""
+    def _begin_epoch(self, skip: int = 0, index: int = 0) -> None:
+        """Begins a pass over the data, behind so many batches; where they are dealt, behind so many samples in them."""
         self._ahead.forget()
         self._epoch_began = torch.get_rng_state()
         self._loader_began = [own.get_state() for own in generators_of(self.loader)]
+        self._taken = skip
+        if self._deals:
+            self._dealer, self._index = Dealer(self.loader), index
+            self._dealer.begin(skip)
+            return
         batches = iter(self.loader)
         self._leave_out(batches, skip)
-        self._batches, self._taken = enumerate(batches, skip), skip
+        self._batches, self._index = zip(count(skip), repeat(1), batches, strict=False), skip
+
+    def _deal(self, sizes: Sequence[int]) -> None:
+        """Deals what is next of the pass in batches of these sizes, the last ones of the round."""
+        assert self._dealer is not None
+        self._sizes = sizes
+        self._batches = zip(count(self._index), sizes, self._dealer.deal(sizes), strict=False)
 
     def _leave_out(self, batches: Iterator[Any], count: int) -> None:
         """Goes past batches. They are read, in case reading them moves more than torch's generators."""
@@ -235,6 +255,9 @@ class Client:
             torch.set_rng_state(order.frame.tensors[-1])
         if about["new_epoch"]:
             self._begin_epoch()
+        if self._dealer is not None:
+            self._deal(about["samples"])
+            about["batches"] = self._index + len(self._sizes) if about["ends"] else None  # of the epoch
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
         records: list[list[float]] = []
         for taken, parts in enumerate(about["parts"], 1):
@@ -302,8 +325,8 @@ class Client:
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
-        index, batch = self._next_batch()
-        self._taken = index + 1
+        index, taken, batch = self._next_batch()
+        self._index, self._taken = index + 1, self._taken + taken
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
         if index % accumulate == 0:
@@ -327,18 +350,21 @@ class Client:
         self._samples += about["samples"]
         return records
 
-    def _next_batch(self) -> tuple[int, Any]:
-        """The next batch and its number: the one that was loaded ahead, if it is what it would be in its turn."""
+    def _next_batch(self) -> tuple[int, int, Any]:
+        """Number of the next batch, its part of the pass, and itself: as loaded ahead, if that is the same in turn."""
         if not self._ahead.loaded:
             return next(self._batches)
         own = generators_of(self.loader)
-        same, (index, batch) = self._ahead.take(own)
+        same, item = self._ahead.take(own)
         if same:
-            return index, batch
+            own_item: tuple[int, int, Any] = item
+            return own_item
         position, tensors = generators.read()
         now, began = [generator.get_state() for generator in own], self._epoch_began
         assert began is not None
-        self._go_on_behind(self._taken, began, self._loader_began)
+        self._go_on_behind(self._taken, self._index, began, self._loader_began)
+        if self._dealer is not None:
+            self._deal(self._sizes[len(self._sizes) - 1 - self._steps_left :])
         generators.write(position, tensors)
         for generator, state in zip(own, now, strict=True):
             generator.set_state(state)

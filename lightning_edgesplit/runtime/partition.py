@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 from torch.utils.data.dataloader import _DatasetKind, _SingleProcessDataLoaderIter
 
+from lightning_edgesplit.runtime.dealing import check_dealt
+
 Parts = Sequence[Sequence[int]]
 Partition = str | Parts | Callable[[Any, int, int], Parts] | None
 """How to divide a dataset: ``"iid"``, ``"dirichlet:<alpha>"``, ``"shards:<per client>"``, one list of sample numbers
@@ -248,6 +250,11 @@ def samples_of(own: dict[str, Any], number: int) -> int | None:
     return int(own["last"] if number + 1 == own["batches"] else own["batch"])
 
 
+def samples_of_epoch(own: dict[str, Any]) -> int:
+    """Samples of an epoch over data of this `extent`, whose batches are known beforehand."""
+    return int((own["batches"] - 1) * own["batch"] + own["last"]) if own["batches"] else 0
+
+
 def generators_of(loader: Any) -> list[torch.Generator]:
     """The generators of their own that a loader and its samplers draw from, each once."""
     batches = getattr(loader, "batch_sampler", None)
@@ -330,6 +337,16 @@ class ClientLoaders:
         batches = samples // batch if self._loader.drop_last else -(-samples // batch)
         last = _last_batch(samples, batch, self._loader.drop_last)
         return {"batches": batches, "samples": samples, "batch": batch, "last": last}
+
+    def check_dealt(self) -> None:
+        """Refuses loaders whose samples cannot be dealt in other batches; a client's own are known to it alone.
+
+        Raises:
+            ValueError: Naming the policy's option and the way out.
+        """
+        loaders = list(self._loader.values()) if isinstance(self._loader, dict) else self._loader
+        for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+            check_dealt(loader)
 
     def sample(self) -> Any:
         """A batch as the clients have it. The random generators are left as they were.

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_edgesplit.runtime.arbiter import Arbitration
 from lightning_edgesplit.runtime.report import RoundReport
+from lightning_edgesplit.runtime.rounds import Round
 from lightning_edgesplit.runtime.seat import Orders
 from lightning_edgesplit.runtime.server_models import MODELS
 from lightning_edgesplit.runtime.throttle import Emulation
@@ -27,6 +28,7 @@ from lightning_edgesplit.scheduling import (
     simulate,
     with_fixed,
 )
+from lightning_edgesplit.scheduling.costs import local_steps
 from lightning_edgesplit.scheduling.links import bytes_per_second
 from lightning_edgesplit.scheduling.simulate import SimulatedRound
 from lightning_edgesplit.scheduling.trace import Trace
@@ -110,6 +112,7 @@ class Planner:
         split: Whether clients share a server-side model: the policy is not offered the whole model on the client, and
             every client keeps the cut that it was given first.
         seed: What a random order of service is drawn by, with epoch and round.
+        round_steps: Local steps of a round at most; None: all that the epoch has.
     """
 
     def __init__(
@@ -127,8 +130,9 @@ class Planner:
         aggregated: float = 0.0,
         split: bool = False,
         seed: int | str = 0,
+        round_steps: int | None = None,
     ) -> None:
-        self._split = split
+        self._split, self._round_steps = split, round_steps
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
@@ -137,18 +141,24 @@ class Planner:
         self._cuts: list[str | None] = [None] * len(self.clients)
 
     def plan(
-        self, steps: Sequence[int], at: float | None = None, epoch: int = 0, number: int = 0
+        self,
+        steps: Sequence[int],
+        at: float | None = None,
+        epoch: int = 0,
+        number: int = 0,
+        samples: Sequence[int] = (),
     ) -> tuple[Plan, SimulatedRound]:
         """The plan of round `number` of an epoch with so many local steps per client, and what it should be like.
 
         With a trace and a time `at` (seconds), when the round begins, the policy knows what holds then, and the
         expected round is one under the trace.
 
-        A client without a local step takes no part: it has no share, and keeps the cut that it had.
+        A client without a local step takes no part: it has no share, and keeps the cut that it had. Where a plan may
+        divide batches anew, `samples` are what each client has left: its local steps are as many as they make.
         """
         active = [k for k, count in enumerate(steps) if count]
         self._draw = f"turns/{self._seed}/{epoch}/{number}"
-        model, policy = self._model(steps, active), for_round(self.policy, epoch, number)
+        model, policy = self._model(steps, active, samples=samples), for_round(self.policy, epoch, number)
         policy = with_fixed(policy, lambda own: replace(own, cuts=tuple(own.cuts[k] for k in active), shares=()))
         clients, trace, costs = model.clients, None if at is None else self._trace, model.costs
         if at is not None and trace is not None:
@@ -177,6 +187,9 @@ class Planner:
             predicted=spread(some.predicted, 0.0),
             server_shares=spread(some.server_shares, 0.0) if some.server_shares else (),
             micro_batches=spread(some.micro_batches, 1) if some.micro_batches else (),
+            batches=tuple(some.batches[places[k]] if k in places else own for k, own in enumerate(self.batch))
+            if some.batches
+            else (),
             channel_rates=spread(some.channel_rates, 0.0) if some.channel_rates else (),
             left_out=tuple(active[k] for k in some.left_out),
             turns=tuple(active[k] for k in some.turns),
@@ -215,9 +228,32 @@ class Planner:
         names = {cut.name for cut in cuts}
         self._cuts = [name if name in names else None for name in self._cuts]
 
-    def _model(self, steps: Sequence[int], active: Sequence[int], corrected: bool = True) -> LatencyModel:
-        """The latency model of the clients that take part, numbered from 0."""
+    def steps(self, plan: Plan, steps: Sequence[int], samples: Sequence[int]) -> list[int]:
+        """Local steps under a plan's batches, of the clients that have some, with so many samples left."""
+        every = zip(steps, samples, plan.batches or self.batch, strict=True)
+        return [local_steps(left, batch, self._round_steps) if count else 0 for count, left, batch in every]
+
+    def costs(self, steps: Sequence[int], samples: Sequence[int] = (), active: Sequence[int] | None = None) -> Costs:
+        """The costs of a round of the clients `active` (None: all), with the batches of their loaders."""
+        active = range(len(self.batch)) if active is None else active
         costs = costs_of(self.cuts, [self.batch[k] for k in active], [steps[k] for k in active])
+        if not samples:
+            return costs
+        left = replace(costs, samples=tuple(samples[k] for k in active), most_steps=self._round_steps)
+        return left.with_batch(costs.batch)
+
+    def _model(
+        self,
+        steps: Sequence[int],
+        active: Sequence[int],
+        corrected: bool = True,
+        samples: Sequence[int] = (),
+        plan: Plan | None = None,
+    ) -> LatencyModel:
+        """The latency model of the clients that take part, numbered from 0; with a plan's batches, if it is given."""
+        costs = self.costs(steps, samples, active)
+        if plan is not None and plan.batches:
+            costs = costs.with_batch([plan.batches[k] for k in active])
         corrections = self.corrections.of(active) if corrected else None
         return LatencyModel(costs, [self.clients[k] for k in active], self.server, corrections)
 
@@ -234,16 +270,18 @@ class Planner:
             times[name] = simulate(model, self._as_trained(plan, active)).round_time
         return times
 
-    def orders(self, plan: Plan, parts: Sequence[tuple[int, ...]]) -> list[Orders]:
-        """What each client is told, where its local steps have so many micro-batches each."""
-        steps = [len(own) for own in parts]
+    def orders(self, plan: Plan, round_: Round) -> list[Orders]:
+        """What each client is told."""
+        steps, dealt = round_.steps, bool(round_.samples)
         active = [k for k, count in enumerate(steps) if count] if self.emulate else []
         model, places = self._model(steps, active, corrected=False), {k: at for at, k in enumerate(active)}
         orders = []
         found = {name: self.cuts.find(name) for name in dict.fromkeys(plan.cuts)}
         for client, name in enumerate(plan.cuts):
             cut = found[name]
-            order = Orders(cut, parts[client], plan.compression)
+            order = Orders(cut, round_.parts[client], plan.compression)
+            if dealt:
+                order = replace(order, samples=round_.samples[client], ends=not round_.left[client])
             if self.emulate and steps[client]:
                 times = model.times(places[client], model.names.index(cut.name), plan.shares[client])
                 head = _head_share(cut, self.clients[client]) * times.backward / self.batch[client]
@@ -268,7 +306,8 @@ class Planner:
         if not self.emulate or (plan.disciplines == ("static", "static") and plan.order != "longest_first"):
             return None
         active = [k for k, count in enumerate(steps) if count]
-        model, works = self._model(steps, active, corrected=False), list[Work | None]([None] * len(steps))
+        model = self._model(steps, active, corrected=False, plan=plan)
+        works = list[Work | None]([None] * len(steps))
         names = {name: number for number, name in enumerate(model.names)}
         for place, k in enumerate(active):
             works[k] = model.work(place, names[plan.cuts[k]], plan.compression)
@@ -319,7 +358,7 @@ class Planner:
         """Takes over what a round's measured times say about the next ones."""
         if not self.learning:
             return
-        model = self._model(steps, [client.client for client in report.clients], corrected=False)
+        model = self._model(steps, [client.client for client in report.clients], corrected=False, plan=plan)
         predicted: list[dict[str, float]] = [{} for _ in self.clients]
         measured: list[dict[str, float]] = [{} for _ in self.clients]
         # whether what a transfer takes depends on no other

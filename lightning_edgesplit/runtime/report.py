@@ -51,6 +51,8 @@ class ClientReport:
         overrun: Seconds by which this machine was too slow for the emulated client; 0 without emulation.
         smashed_error: ‖x − x̂‖ / ‖x‖ of the smashed data that went as 8-bit integers; None: none did.
         gradient_error: The same of their gradients.
+        batch: Samples in its local steps (but in the last one of its data), where the plan sets them; None: as many as
+            its loader gives.
     """
 
     client: int
@@ -71,6 +73,7 @@ class ClientReport:
     once: dict[str, float] = field(default_factory=dict)
     smashed_error: float | None = None
     gradient_error: float | None = None
+    batch: int | None = None
 
 
 _FIRST = ("forward", "backward", "head", "uplink", "downlink", "download", "upload", "server", "wait", "grant")

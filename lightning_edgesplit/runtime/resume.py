@@ -35,6 +35,9 @@ class Resume:
             own, begun = client["position"], client["epoch"] == position["epoch"]
             if own is not None:
                 client["position"] = {**own, "taken": min(own["taken"], taken) if begun else None}
+        for client, done in zip(clients, position.get("done", ()), strict=False):
+            if client["position"] is not None:
+                client["position"]["index"] = min(client["position"]["index"], done)
         own = {"clients": clients, "corrections": corrections, "elapsed": timetable.now}
         self.noted = {**position, **own}
         return self.noted
@@ -60,6 +63,9 @@ class Resume:
             self._loaded = None  # from a plain run, or one with other clients: all begin with the mean
             return
         planner.corrections = Corrections(**self._loaded["corrections"])
+        if not rounds.fits(self._loaded):  # at the end of an epoch: the next one begins anew
+            for client in self._loaded["clients"]:
+                client["position"] = client["position"] and {**client["position"], "taken": None}
         rounds.resume(self._loaded)
         timetable.forget()  # it was for a run that begins
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_edgesplit.scheduling.costs import local_steps
+
 
 @dataclass(frozen=True)
 class Round:
@@ -18,6 +20,9 @@ class Round:
         left: Batches of every client that remain in the epoch after it.
         taken: Batches of the epoch that every client has taken after it; whoever takes no part in a round takes none.
         waiting: Local steps of the same round that other clients take after this one, where they take turns.
+        samples: Samples of each local step of every client, where plans divide batches anew (`Dealt`); then `left` and
+            `taken` count samples.
+        done: Local steps of the epoch that every client has taken after it, in that case.
     """
 
     parts: list[tuple[int, ...]]
@@ -25,11 +30,27 @@ class Round:
     left: list[int]
     taken: list[int]
     waiting: list[int] = field(default_factory=list)
+    samples: list[tuple[int, ...]] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
 
     @property
     def steps(self) -> list[int]:
         """Local steps of every client, 0 for those that take no part."""
         return [len(own) for own in self.parts]
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Batches that plans divide anew. An epoch is then so many samples, which make more or fewer batches.
+
+    Attributes:
+        own: Samples in a batch of each client's loader.
+        plan: Takes epoch, number of a round, local steps with the loaders' batches, and samples that are left; returns
+            local steps and samples in each of them, of every client; asked in the order of the rounds.
+    """
+
+    own: tuple[int, ...]
+    plan: Callable[[int, int, list[int], list[int]], tuple[list[int], tuple[int, ...]]]
 
 
 def limited(batches: Sequence[int | None], limit: int | float, together: bool = False) -> list[int]:
@@ -66,7 +87,7 @@ class Rounds:
     """The rounds of a run: what each epoch is divided into, and where the run is.
 
     Args:
-        batches: Batches of every client in an epoch.
+        batches: Batches of every client in an epoch; samples, where they are `dealt`.
         round_steps: Local steps of a round; None: all that the epoch has.
         participation: Fraction of all clients that take part in a round, at least one.
         seed: With epoch and round it draws those that do.
@@ -78,6 +99,8 @@ class Rounds:
             not known beforehand.
         by_turns: Whether only one client is at work at a time: each round is divided into one per client.
         together: Whether a local step of all clients is one arrival.
+        dealt: Says who takes how many local steps of how many samples, instead of `choose`; None: batches are those of
+            the loaders.
 
     Attributes:
         current: The round that began last; one without clients before the first.
@@ -96,7 +119,9 @@ class Rounds:
         samples: Callable[[int, int], int | None] = lambda client, batch: None,
         by_turns: bool = False,
         together: bool = False,
+        dealt: Dealt | None = None,
     ) -> None:
+        self._dealt = dealt
         self.batches, self._round_steps, self._by_turns = list(batches), round_steps, by_turns
         self._participation, self._seed, self._together = participation, seed, together
         self._choose, self._micro_batches, self._samples = choose, micro_batches, samples
@@ -106,26 +131,58 @@ class Rounds:
 
     def of(self, epoch: int) -> Iterator[Round]:
         """The rounds of an epoch; those that are left of it, where a checkpoint was made within it."""
-        left, taken, number = list(self.batches), [0] * len(self.batches), 0
+        nothing = [0] * len(self.batches)
+        left, taken, done_steps, number = list(self.batches), nothing, nothing, 0
         if self._resumed is not None and self._resumed[0] == epoch:
             done = self._resumed[1]
-            number, left, taken = done.number, list(done.left), list(done.taken)
+            number, left, taken, done_steps = done.number, list(done.left), list(done.taken), done.done
             if any(done.waiting):
                 waiting = self._choose(epoch, number, done.waiting)
                 yield from self._turns(waiting, number, left, taken)
                 taken = [n + own for n, own in zip(taken, waiting, strict=True)]
                 left = [n - own for n, own in zip(left, done.waiting, strict=True)]
         while any(left):
+            if self._dealt is not None:
+                dealt = self._deal(self._dealt, epoch, number + 1, left, taken, done_steps)
+                left, taken, done_steps, number = dealt.left, dealt.taken, dealt.done, dealt.number
+                yield dealt
+                continue
             steps = [min(n, self._round_steps or n) for n in left]
             left = [n - own for n, own in zip(left, steps, strict=True)]
-            drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number)
             number += 1
-            steps = self._choose(epoch, number, [n if k in drawn else 0 for k, n in enumerate(steps)])
+            steps = self._choose(epoch, number, self._wanted(steps, epoch, number))
             before, taken = taken, [n + own for n, own in zip(taken, steps, strict=True)]
             if self._by_turns:
                 yield from self._turns(steps, number, [n + own for n, own in zip(left, steps, strict=True)], before)
             else:
                 yield Round(self._divided(epoch, number, steps, before), number, left, taken)
+
+    def _deal(self, dealt: Dealt, epoch: int, number: int, left: list[int], taken: list[int], done: list[int]) -> Round:
+        """A round whose plan says how many samples a local step has.
+
+        Who takes no part loses the samples of a turn with the loader's batches.
+        """
+        turn = [local_steps(n, own, self._round_steps) for n, own in zip(left, dealt.own, strict=True)]
+        steps, sizes = dealt.plan(epoch, number, self._wanted(turn, epoch, number), left)
+        samples = [
+            tuple(min(size, n - size * step) for step in range(count))
+            for n, size, count in zip(left, sizes, steps, strict=True)
+        ]
+        missed = [0 if own else min(n, t * b) for n, own, t, b in zip(left, samples, turn, dealt.own, strict=True)]
+        most = self._micro_batches(epoch, number) or (1,) * len(steps)
+        return Round(
+            parts=[tuple(min(parts, n) for n in own) for parts, own in zip(most, samples, strict=True)],
+            number=number,
+            left=[n - sum(own) - m for n, own, m in zip(left, samples, missed, strict=True)],
+            taken=[n + sum(own) for n, own in zip(taken, samples, strict=True)],
+            samples=samples,
+            done=[n + count for n, count in zip(done, steps, strict=True)],
+        )
+
+    def _wanted(self, steps: Sequence[int], epoch: int, number: int) -> list[int]:
+        """The steps of the clients that are drawn for a round."""
+        drawn = self._drawn([k for k, n in enumerate(steps) if n], epoch, number - 1)
+        return [n if k in drawn else 0 for k, n in enumerate(steps)]
 
     def _divided(self, epoch: int, number: int, steps: Sequence[int], taken: Sequence[int]) -> list[tuple[int, ...]]:
         """Micro-batches of each local step of a round: as many as the plan says, but none without a sample.
@@ -184,18 +241,39 @@ class Rounds:
             steps_left: Local steps that every client has yet to take in the current round, one of which some
                 micro-batches have arrived included: it comes again. None: the round has ended.
         """
-        left, taken, waiting = self.current.left, self.current.taken, self.current.waiting
+        left, taken, waiting, done = self.current.left, self.current.taken, self.current.waiting, self.current.done
         if steps_left is not None:
-            left = [n + more for n, more in zip(left, steps_left, strict=True)]
-            taken = [n - more for n, more in zip(taken, steps_left, strict=True)]
+            to_come = list(steps_left)
+            if done:
+                pairs = list(zip(self.current.samples, steps_left, strict=True))
+                to_come = [sum(own[len(own) - more :]) for own, more in pairs]
+                done = [n - more for n, more in zip(done, steps_left, strict=True)]
+            left = [n + more for n, more in zip(left, to_come, strict=True)]
+            taken = [n - more for n, more in zip(taken, to_come, strict=True)]
             waiting = [n + more for n, more in zip(waiting, steps_left, strict=True)] if self._by_turns else []
         turns = {"waiting": waiting} if self._by_turns else {}
+        turns |= {"done": done} if self._dealt is not None else {}
         now = {"epoch": self.epoch, "round": self.current.number, "arrivals": arrivals, "rounds": self.ended}
         return {**now, "left": left, "taken": taken, **turns}
+
+    def fits(self, position: Mapping[str, Any]) -> bool:
+        """Whether a position counts what this run does: samples where batches are dealt anew, else batches.
+
+        Raises:
+            ValueError: If it does not, and the epoch was under way there.
+        """
+        fits = ("done" in position) == (self._dealt is not None)
+        if not fits and any(position["left"]):
+            raise ValueError(
+                f"the checkpoint was made within an epoch {'without' if self._dealt else 'with'} batches=True of the"
+                " policy: go on from one made at the end of an epoch, or with the policy as it was."
+            )
+        return fits
 
     def resume(self, position: Mapping[str, Any]) -> None:
         """Goes on at a `position`."""
         self.ended, self.epoch = position["rounds"], position["epoch"]
         left, waiting = position["left"], position.get("waiting") or [0] * len(position["left"])
-        self.current = Round([()] * len(left), position["round"], left, position["taken"], waiting)
+        done = position.get("done") or [0] * len(left)
+        self.current = Round([()] * len(left), position["round"], left, position["taken"], waiting, done=done)
         self._resumed = self.epoch, self.current, position["arrivals"]

@@ -29,6 +29,8 @@ class Orders:
         emulation: How fast to be; None: as fast as it can.
         server_seconds: Emulated seconds per sample of the server's part; None: not emulated.
         server_forward: The fraction of them before the step goes back to the client (`Cut.back`).
+        samples: Samples of each local step, to be dealt anew; empty: the loader's own batches.
+        ends: Whether that is the end of its data in this epoch, where they are dealt anew.
     """
 
     cut: Cut
@@ -37,6 +39,8 @@ class Orders:
     emulation: Emulation | None = None
     server_seconds: float | None = None
     server_forward: float = 0.0
+    samples: tuple[int, ...] = ()
+    ends: bool = False
 
     @property
     def steps(self) -> int:

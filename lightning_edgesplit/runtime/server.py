@@ -274,7 +274,7 @@ class Server:
             "fresh_state": start.fresh_state is not None, "trained": news,
             "arbited": self.grants.needed, "paced": self.paced, "groups": seat.groups,
             "batches": self.greetings[client]["batches"], "parts": order.parts, "compression": order.compression,
-            **self.rules,
+            "samples": order.samples, "ends": order.ends, **self.rules,
         }  # fmt: skip
         own = resting(self.sides.parameters, order.cut.client)
         seat.resting = {name: start.aggregate[name] for name in own}

@@ -22,6 +22,7 @@ class Entry:
         expected: What it is expected to be like; on the virtual clock, what it is like.
         begins: Seconds since the run's first round began.
         corrections: What measured times had taught when it was planned.
+        samples: Samples of the epoch that every client had left before it, where its plan divides batches anew.
     """
 
     steps: list[int]
@@ -29,6 +30,7 @@ class Entry:
     expected: SimulatedRound
     begins: float
     corrections: Corrections
+    samples: tuple[int, ...] = ()
 
     @property
     def ends(self) -> float:
@@ -64,7 +66,7 @@ class Timetable:
 
     On the virtual clock the rounds are known to the last digit, training or not: what a round is like depends on
     plans and traces alone. On other clocks a round is planned again when it begins, if measured times have taught
-    something meanwhile; who takes part, and in how many micro-batches, stays as it was.
+    something meanwhile; who takes part, in what batches and how many micro-batches, stays as it was.
 
     Args:
         planner: Plans a round.
@@ -79,13 +81,23 @@ class Timetable:
         self._planner, self._trace, self.now = planner, trace, now
         self._ahead: dict[tuple[int, int], Entry] = {}
 
-    def choose(self, epoch: int, number: int, steps: list[int]) -> list[int]:
-        """The steps of a round, without those of clients that are not available or that the policy leaves out."""
+    def choose(self, epoch: int, number: int, steps: list[int], samples: Sequence[int] = ()) -> list[int]:
+        """The steps of a round, without those of clients that are not available or that the policy leaves out.
+
+        With the `samples` that clients have left they are as many as the plan's batches make of these.
+        """
         if (epoch, number) not in self._ahead:
             self._ahead = {key: entry for key, entry in self._ahead.items() if key[0] == epoch}
             begins = max((entry.ends for entry in self._ahead.values()), default=self.now)
-            self._ahead[epoch, number] = self._entry(steps, begins, epoch, number)
+            self._ahead[epoch, number] = self._entry(steps, begins, epoch, number, tuple(samples))
         return self._ahead[epoch, number].steps
+
+    def deal(
+        self, epoch: int, number: int, steps: list[int], samples: Sequence[int]
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """What `choose` says, and the samples in a local step of each client."""
+        chosen = self.choose(epoch, number, steps, samples)
+        return chosen, self._ahead[epoch, number].plan.batches or self._planner.batch
 
     def micro_batches(self, epoch: int, number: int) -> tuple[int, ...]:
         """Into how many micro-batches each client divides a batch, in a round that `choose` was asked for."""
@@ -98,9 +110,10 @@ class Timetable:
         """
         ahead = self._ahead[epoch, number]
         if ahead.corrections != self._planner.corrections and not ahead.plan.left_out:
-            plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number)
+            plan, expected = self._planner.plan(ahead.steps, ahead.begins, epoch, number, ahead.samples)
             renewed = replace(ahead, plan=plan, expected=expected)
-            if not plan.left_out and renewed.micro_batches == ahead.micro_batches:
+            same = renewed.micro_batches == ahead.micro_batches and plan.batches == ahead.plan.batches
+            if not plan.left_out and same:
                 ahead = self._ahead[epoch, number] = renewed
         return ahead
 
@@ -111,6 +124,9 @@ class Timetable:
             ValueError: If the policy now leaves out clients that it did not leave out before.
         """
         begins = self.now
+        if any(entry.samples for entry in self._ahead.values()):
+            # one round's batches are what the next one has left: they are planned in turn, when they are asked for
+            self._ahead = {key: entry for key, entry in self._ahead.items() if key <= (epoch, number)}
         for key, entry in self._ahead.items():
             if key > (epoch, number):
                 renewed = self._entry(entry.steps, max(begins, entry.begins), *key)
@@ -125,13 +141,17 @@ class Timetable:
         """Forgets what was planned ahead: the run goes on at a checkpoint."""
         self._ahead = {}
 
-    def _entry(self, steps: Sequence[int], begins: float, epoch: int, number: int) -> Entry:
+    def _entry(
+        self, steps: Sequence[int], begins: float, epoch: int, number: int, samples: tuple[int, ...] = ()
+    ) -> Entry:
         taking = list(steps)
         if self._trace is not None:
             begins, taking = self._available(steps, begins)
-        plan, expected = self._planner.plan(taking, begins, epoch, number)
+        plan, expected = self._planner.plan(taking, begins, epoch, number, samples)
         taking = [0 if k in plan.left_out else count for k, count in enumerate(taking)]
-        return Entry(taking, plan, expected, begins, self._planner.corrections)
+        if samples:
+            taking = self._planner.steps(plan, taking, samples)
+        return Entry(taking, plan, expected, begins, self._planner.corrections, samples)
 
     def _available(self, steps: Sequence[int], now: float) -> tuple[float, list[int]]:
         """Who is available at a time; where nobody is, the first moment at which somebody is."""

@@ -12,13 +12,14 @@ from lightning_edgesplit.scheduling.work import Work
 
 
 def lower_bound(model: LatencyModel, plan: Plan) -> float:
-    """Seconds that no order of links and server goes below, with this plan's cuts and micro-batches.
+    """Seconds that no order of links and server goes below, with this plan's cuts, batches and micro-batches.
 
     The longest of: each client if it had everything for itself; and for the uplink, the downlink and the server, the
     least time until anybody can begin to use it, all that it has to do at its full rate, and the least time that
     anybody needs after that. The links once with the models and once without, which end a round or begin it. Then the
     aggregation. It holds for server-side models of the clients' own, or in turns.
     """
+    model = model.under(plan)
     steps, taking = model.costs.steps, [k for k in range(len(model.clients)) if k not in plan.left_out]
     taking = [k for k in taking if steps[k]]
     up_rate, down_rate = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +12,12 @@ END = "end"
 """Name of the cut behind the last layer: the client runs the whole step, as in federated averaging."""
 
 _VERSION = 1  # of the file format
+
+
+def local_steps(samples: int, batch: int, most: int | None = None) -> int:
+    """Local steps that so many samples make in batches of that size, the last one short; `most` of them at most."""
+    needed = -(-samples // batch)
+    return needed if most is None else min(needed, most)
 
 
 @dataclass(frozen=True)
@@ -67,20 +74,27 @@ class Costs:
         cuts: One entry per valid cut, shallow to deep; the last is `END`.
         batch: Samples in a local step, one number per client.
         steps: Local steps per round, one number per client.
+        samples: Samples that each client has left for the round, by which other batches make more or fewer local
+            steps of it; empty: enough for as many steps with any batch.
+        most_steps: Local steps of a round at most, where `samples` are given; None: as many as they make.
 
     Raises:
-        ValueError: If there is no cut, or `batch` and `steps` differ in length.
+        ValueError: If there is no cut, or `batch`, `steps` and `samples` differ in length.
     """
 
     cuts: tuple[CutCost, ...]
     batch: tuple[int, ...]
     steps: tuple[int, ...]
+    samples: tuple[int, ...] = ()
+    most_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not self.cuts:
             raise ValueError("costs need at least one cut: `find_cuts` names those of a module.")
         if len(self.batch) != len(self.steps):
             raise ValueError(f"batch has {len(self.batch)} entries and steps {len(self.steps)}: one per client each.")
+        if self.samples and len(self.samples) != len(self.steps):
+            raise ValueError(f"samples has {len(self.samples)} entries and steps {len(self.steps)}: one per client.")
 
     def __getitem__(self, name: str) -> CutCost:
         for cut in self.cuts:
@@ -88,9 +102,19 @@ class Costs:
                 return cut
         raise KeyError(name)
 
+    def with_batch(self, batch: Sequence[int]) -> Costs:
+        """The same clients with other batches, and with the local steps that their samples then make."""
+        steps = self.steps
+        if self.samples:
+            every = zip(self.samples, batch, steps, strict=True)
+            steps = tuple(local_steps(left, own, self.most_steps) if before else 0 for left, own, before in every)
+        return replace(self, batch=tuple(batch), steps=steps)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Writes them as JSON, for `load` and ``edgesplit plan --costs``."""
         data = {"version": _VERSION, **asdict(self)}
+        if not self.samples:
+            del data["samples"], data["most_steps"]
         Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -106,6 +130,7 @@ class Costs:
             if version != _VERSION:
                 raise ValueError(f"version {version}, not {_VERSION}")
             cuts = tuple(CutCost(**cut) for cut in data.pop("cuts"))
-            return cls(cuts=cuts, batch=tuple(data.pop("batch")), steps=tuple(data.pop("steps")))
+            batch, steps, samples = tuple(data.pop("batch")), tuple(data.pop("steps")), tuple(data.pop("samples", ()))
+            return cls(cuts, batch, steps, samples, data.pop("most_steps", None))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} holds no costs ({error}): write it with `Costs.save`.") from error

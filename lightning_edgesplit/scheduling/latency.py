@@ -26,6 +26,7 @@ from lightning_edgesplit.scheduling.corrections import Corrections
 from lightning_edgesplit.scheduling.costs import END, Costs, CutCost
 from lightning_edgesplit.scheduling.errors import InfeasibleError
 from lightning_edgesplit.scheduling.links import BITS, bytes_per_second
+from lightning_edgesplit.scheduling.plan import Plan
 from lightning_edgesplit.scheduling.profiles import ClientProfile, ServerProfile
 from lightning_edgesplit.scheduling.work import Work
 
@@ -126,6 +127,14 @@ class LatencyModel:
         """Names of the cuts, shallow to deep."""
         return [cut.name for cut in self.costs.cuts]
 
+    def under(self, plan: Plan) -> LatencyModel:
+        """The model with the batches that the plan sets, and the steps that come of them; itself if it sets none."""
+        return self.with_batch(plan.batches) if plan.batches else self
+
+    def with_batch(self, batch: Sequence[int]) -> LatencyModel:
+        """The model of the same clients with other batches."""
+        return LatencyModel(self.costs.with_batch(batch), self.clients, self.server, self.corrections)
+
     def times(self, client: int, cut: int, share: float) -> StepTimes:
         """Seconds by phase of client number `client` at cut number `cut` with that share of the links."""
         profile, cost, batch = self.clients[client], self.costs.cuts[cut], self.costs.batch[client]
@@ -144,9 +153,13 @@ class LatencyModel:
             upload=up * cost.weights + profile.latency,
         )
 
-    def work(self, client: int, cut: int, compression: str = "none") -> Work:
-        """What client number `client` has to do at cut number `cut`; corrections count as more or fewer bytes."""
-        profile, cost, batch = self.clients[client], self.costs.cuts[cut], self.costs.batch[client]
+    def work(self, client: int, cut: int, compression: str = "none", batch: int | None = None) -> Work:
+        """What client number `client` has to do at cut number `cut`; corrections count as more or fewer bytes.
+
+        `batch` is the samples of its local step; None: as many as the costs say.
+        """
+        profile, cost = self.clients[client], self.costs.cuts[cut]
+        batch = self.costs.batch[client] if batch is None else batch
         fix, whole = self.corrections, cost.name == END
         forward, backward = (batch * seconds for seconds in self._client_seconds(profile, cost))
         server, smashed, gradient = batch * self._server_seconds(cost), cost.smashed, cost.gradient
@@ -214,10 +227,10 @@ class LatencyModel:
         step = t.forward + t.uplink + len(self.clients) * t.server + t.downlink + t.backward
         return steps * step + t.download + t.upload
 
-    def memory(self, client: int, cut: int) -> float:
-        """Bytes that the client needs at that cut."""
+    def memory(self, client: int, cut: int, batch: int | None = None) -> float:
+        """Bytes that the client needs at that cut, with another batch than that of the costs if one is given."""
         cost = self.costs.cuts[cut]
-        return cost.memory_fixed + self.costs.batch[client] * cost.memory_per_sample
+        return cost.memory_fixed + (self.costs.batch[client] if batch is None else batch) * cost.memory_per_sample
 
     def fits(self, client: int) -> list[int]:
         """Numbers of the cuts that fit into the client's memory.

@@ -46,6 +46,7 @@ class Plan:
         channel_rates: What each client's radio uplink carries at most, bit/s, beside its own link and its share of the
             shared one (EPSL); empty: no such limit.
         left_out: Numbers of the clients that take no part, by this policy's choice.
+        batches: Samples in a local step of each client; empty: as many as their loaders give.
 
     Raises:
         ValueError: If a value is none of those listed, or there is not one entry per client.
@@ -68,6 +69,7 @@ class Plan:
     aggregated: float = 0.0
     channel_rates: tuple[float, ...] = ()
     left_out: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         known = (
@@ -81,13 +83,15 @@ class Plan:
             if value not in choices:
                 raise ValueError(f"{option}={value!r} of a plan is unknown: use one of {', '.join(choices)}.")
         count = len(self.cuts)
-        optional = ("server_shares", "micro_batches", "channel_rates")
+        optional = ("server_shares", "micro_batches", "channel_rates", "batches")
         for option in ("shares", "uplink", "downlink", "predicted", *optional):
             entries = getattr(self, option)
             if len(entries) != count and not (option in optional and not entries):
                 raise ValueError(f"{option} of a plan has {len(entries)} entries for {count} clients: one for each.")
         if any(parts < 1 for parts in self.micro_batches):
             raise ValueError(f"micro_batches={self.micro_batches} of a plan must be at least 1 each.")
+        if any(batch < 1 for batch in self.batches):
+            raise ValueError(f"batches={self.batches} of a plan must be at least 1 sample each.")
         if not 0 <= self.aggregated <= 1:
             raise ValueError(f"aggregated={self.aggregated} of a plan must be a fraction, from 0 to 1.")
 

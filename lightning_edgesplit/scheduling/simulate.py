@@ -161,6 +161,7 @@ class _Round:
         works: Sequence[Work] | None = None,
         record: bool = True,
     ) -> None:
+        model = model.under(plan)
         self.plan, self._trace, self._record = plan, trace, record
         self._names = [profile.name for profile in model.clients]
         self._steps = model.costs.steps

@@ -119,6 +119,20 @@ def test_only_plan_trains_nothing(compared, capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_planned_batches_are_shown_without_training(compared, tmp_path, capsys):
+    path, output = tmp_path / "config.yaml", tmp_path / "none"
+    own = "  - {policy: joint, batches: true, label: batches}\n"
+    path.write_text(CONFIG.replace("  - {policy: uniform, label: SplitFed}\n", own))
+    arguments = ["compare", str(path), "--output", str(output), "--only-plan"]
+    assert main([*arguments, "--json"]) == 0
+    fedavg, joint = json.loads(capsys.readouterr().out)["plans"]
+    assert fedavg["batches"] == []
+    assert sum(joint["batches"]) == 16, "two clients with 8 each"
+    assert min(joint["batches"]) < 8, "one is ten times as fast"
+    assert main(arguments) == 0
+    assert f"batches {', '.join(map(str, joint['batches']))}" in " ".join(capsys.readouterr().out.split())
+
+
 def config(tmp_path, module, arguments="{}"):
     path = tmp_path / "config.yaml"
     text = CONFIG.replace("{class_path: comparing_samples.Tiny}", f"{{class_path: {module}, init_args: {arguments}}}")

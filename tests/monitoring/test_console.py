@@ -93,3 +93,23 @@ def test_a_plan_says_how_links_server_and_batches_are_used_where_that_is_unusual
     text = printed(print_plan, other, names)
     for words in ("up longest first, down fair", "server serves longest first", "micro-batches: 1 to 4", "as int8"):
         assert words in text
+
+
+def test_batches_that_the_plan_sets_stand_in_its_table_and_in_that_of_the_round():
+    assert "batch" not in printed(print_plan, sample_plan(), NAMES)
+    text = printed(print_plan, replace(sample_plan(), batches=(3, 14, 25, 86)), NAMES)
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines() if line.startswith(tuple(NAMES))]
+    assert [row[:3] for row in rows] == [
+        [name, cut, batch]
+        for name, cut, batch in zip(
+            NAMES, ("layer1", "layer2", "layer3", "layer3"), ("3", "14", "25", "86"), strict=True
+        )
+    ]
+    report = sample_report()
+    assert "batch" not in printed(print_round, report)
+    text = printed(print_round, replace(report, clients=(replace(report.clients[0], batch=7), *report.clients[1:])))
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[[line.startswith("layer1, 37 %") for line in lines].index(True) + 1] == "batch 7"
+    assert text.count("batch") == 1
+    assert max(map(len, text.splitlines())) <= 80

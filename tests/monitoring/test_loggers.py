@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -30,9 +31,12 @@ def test_tensorboard_gets_numbers_cuts_and_the_timeline(tmp_path):
 
 def test_any_logger_gets_the_numbers(tmp_path):
     logger, report = CSVLogger(tmp_path), sample_report()
+    report = replace(report, clients=(report.clients[0], replace(report.clients[1], batch=12)))
     log_round([logger], report, step=24)
     logger.save()
     with open(f"{logger.log_dir}/metrics.csv") as file:
         (row,) = csv.DictReader(file)
     assert float(row["round/predicted"]) == pytest.approx(report.predicted)
     assert float(row["client/jetson-nano/bytes_up"]) == report.clients[1].bytes_up
+    assert float(row["client/jetson-nano/batch"]) == 12
+    assert "client/raspberry-pi-4/batch" not in row, "its batch is its loader's"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_edgesplit import EdgeSplitStrategy
 from lightning_edgesplit.runtime.ahead import Ahead
+from lightning_edgesplit.scheduling import Fixed
 
 
 class Augmented(Dataset):
@@ -105,13 +107,23 @@ class WithDropoutFirst(Deterministic):
         self.net = nn.Sequential(nn.Linear(12, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 10))
 
 
+class Sized:
+    """Plans batches of the size that the loader gives."""
+
+    name, batches = "sized", True
+
+    def plan(self, costs, clients, server, corrections=None):
+        return replace(Fixed(("net.2",)).plan(costs, clients, server, corrections), batches=(8,))
+
+
+@pytest.mark.parametrize("options", [{"cuts": "net.2"}, {"policy": Sized()}], ids=["loader", "dealt"])
 @pytest.mark.parametrize("module", [Deterministic, WithDropoutFirst, WithNoise])
-def test_one_client_with_augmentations_trains_as_plain_lightning_does(module):
+def test_one_client_with_augmentations_trains_as_plain_lightning_does(module, options):
     torch.manual_seed(1)
-    plain, data = module(), Augmented()
+    plain, data = module(), Augmented(37)  # the last batch of a round is shorter than the others
     torch.manual_seed(1)
     split = module()
-    for own, strategy in ((plain, "auto"), (split, EdgeSplitStrategy(clients=1, cuts="net.2", round_steps=3))):
+    for own, strategy in ((plain, "auto"), (split, EdgeSplitStrategy(clients=1, round_steps=5, **options))):
         sow()
         fit(own, data, strategy, batch_size=8, epochs=3)
     torch.testing.assert_close(split.state_dict(), plain.state_dict())

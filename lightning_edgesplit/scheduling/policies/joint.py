@@ -18,7 +18,7 @@ from lightning_edgesplit.scheduling.simulate import simulate, simulated_seconds
 
 @dataclass(frozen=True)
 class Joint:
-    """Cuts, order of the links and of the server, micro-batches and compression, searched by the simulated round. Ours.
+    """Cuts, order of links and server, micro-batches, compression and batches, searched by the simulated round. Ours.
 
     A static share lies idle while its owner computes, waits or uses the other direction. Here nobody owns a share: in
     each direction the link goes to those that send, all of it to whoever has the longest way to go ("longest_first"),
@@ -26,16 +26,23 @@ class Joint:
     compression the update is the same as with any other cuts, batch statistics included.
 
     Candidates are scored by `simulate`, EdgeSplit's own plan among them, so the simulated round is never longer than
-    EdgeSplit's. Not decided here: the batch of each client at a fixed global batch.
+    EdgeSplit's.
+
+    With `batches` the samples of a local step are divided anew as well: slow clients get smaller batches, the sum over
+    the clients stays what their loaders give, and so do the local steps of a round. That is another update than with
+    the loaders' batches, and a client with a smaller batch takes more local steps to come through its data. HASFL
+    (arXiv:2506.08426) and MergeSFL (arXiv:2311.13348) size batches too; nothing of theirs is reproduced here.
 
     Attributes:
         disciplines: Of `DISCIPLINES`; every pair of them, one for each direction, is tried.
         micro_batches: In how many parts a client's batch may be under way. More than 1 changes batch statistics, which
             are then those of a part (ghost batch norm).
         compression: "int8" allows to send 8-bit integers, where it is faster; lossy.
+        batches: Whether it divides the global batch anew: at least 1 sample for each client, and one for each of its
+            micro-batches; at most what fits its memory.
         budget: Local steps of one client that the search may simulate, micro-batches counted one by one; a number of
             these, so that the plan does not depend on how fast the machine is. Where `micro_batches` or `compression`
-            leave a choice, as much again, after a search without them.
+            leave a choice, as much again, after a search without them; and so for `batches`.
 
     Raises:
         ValueError: If a value is none of those listed, or not positive.
@@ -44,6 +51,7 @@ class Joint:
     disciplines: tuple[str, ...] = ("longest_first", "fair")
     micro_batches: tuple[int, ...] = (1,)
     compression: str = "none"
+    batches: bool = False
     budget: int = 15_000
     name: str = "joint"
 
@@ -55,6 +63,8 @@ class Joint:
             raise ValueError(f"micro_batches={self.micro_batches} of joint must be whole numbers, each at least 1.")
         if self.compression not in COMPRESSIONS:
             raise ValueError(f"compression={self.compression!r} of joint must be one of {', '.join(COMPRESSIONS)}.")
+        if not isinstance(self.batches, bool):
+            raise ValueError(f"batches={self.batches!r} of joint must be true or false.")
         if self.budget < 1:
             raise ValueError(f"budget={self.budget} of joint must be at least 1 local step.")
 
@@ -84,24 +94,54 @@ class Joint:
         least, allowed = min(self.micro_batches), tuple(sorted(set(self.micro_batches)))
         cuts = [tuple(model.names.index(cut) for cut in plan.cuts) for plan in static]
         best, iterations = self._stage(search, self._starts(search, model, cuts, "none", (least,)), ("none",), (least,))
+        compressions: tuple[str, ...] = ("none",)
+        parts: tuple[int, ...] = (least,)
         if len(allowed) > 1 or self.compression != "none":
             # what the update that stays exact came to is where the wider search begins, so that it is never worse
-            compressions = tuple(dict.fromkeys((self.compression, "none")))
+            compressions, parts = tuple(dict.fromkeys((self.compression, "none"))), allowed
             starts = [best.cuts, *self._starts(search, model, [best.cuts, cuts[0]], self.compression, allowed)]
             wider, _ = self._stage(search, list(dict.fromkeys(starts)), compressions, allowed)
             best = min(best, wider, key=search.score)
             iterations.append(search.score(best))
+        if self.batches and len(model.clients) > 1:  # from where the search without them came to, for the same reason
+            best = self._with_batches(search, best, cuts, compressions, parts)
+            iterations.append(search.score(best))
         return best, iterations
+
+    def _with_batches(
+        self,
+        search: Search,
+        best: Candidate,
+        known: Sequence[tuple[int, ...]],
+        compressions: Sequence[str],
+        parts: Sequence[int],
+    ) -> Candidate:
+        """The best candidate that is found from `best` and from the cuts that are known, with batches of any size."""
+        search.grant(self.budget)
+        settings = self._settings(compressions)
+        starts = [best]
+        for cuts in dict.fromkeys((best.cuts, *known)):
+            balanced = search.balanced(replace(best, cuts=cuts, batches=()))
+            guessed = search.guess(cuts, best.setting.compression, min(parts), 0.0, 4.0, search.batches(balanced))
+            starts += [balanced, search.balanced(replace(balanced, cuts=guessed))]
+        ranked, part = self._ranked(search, starts), self.budget // _STARTS
+        for start in ranked[: _STARTS // 2]:
+            best = min(best, search.refine(start, parts, part, shifting=True), key=search.score)
+        while not search.exhausted:
+            others = self._ranked(search, [replace(best, setting=setting) for setting in settings])
+            reached = min((search.refine(other, parts, part, shifting=True) for other in others), key=search.score)
+            if search.score(reached) >= search.score(best):
+                break
+            best = reached
+        return best
 
     def _stage(
         self, search: Search, starts: Sequence[tuple[int, ...]], compressions: Sequence[str], parts: Sequence[int]
     ) -> tuple[Candidate, list[float]]:
         """The best candidate with these compressions and micro-batches, within one budget."""
         search.grant(self.budget)
-        pairs = [(up, down) for up in self.disciplines for down in self.disciplines]
-        shared = [Setting(pair, order) for pair in pairs for order in ("longest_first", "arrival", "in_order")]
-        settings = [replace(setting, compression=compression) for compression in compressions for setting in shared]
-        first = [setting for setting in settings if (setting.disciplines, setting.order) == (pairs[0], "longest_first")]
+        settings, pair = self._settings(compressions), (self.disciplines[0],) * 2
+        first = [setting for setting in settings if (setting.disciplines, setting.order) == (pair, "longest_first")]
         candidates = [
             Candidate(cuts, (parts[0],) * len(cuts), setting)
             for setting in first
@@ -126,6 +166,12 @@ class Joint:
                 break
             best = reached
         return best, [*iterations, search.score(best)]
+
+    def _settings(self, compressions: Sequence[str]) -> list[Setting]:
+        """All ways to share links and server, with each of the compressions."""
+        pairs = [(up, down) for up in self.disciplines for down in self.disciplines]
+        shared = [Setting(pair, order) for pair in pairs for order in ("longest_first", "arrival", "in_order")]
+        return [replace(setting, compression=compression) for compression in compressions for setting in shared]
 
     @staticmethod
     def _ranked(search: Search, candidates: Sequence[Candidate]) -> list[Candidate]:

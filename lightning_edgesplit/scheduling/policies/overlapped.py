@@ -70,6 +70,11 @@ class Overlapped:
         return str(getattr(self.policy, "server_model", "per_client"))
 
     @property
+    def batches(self) -> bool:
+        """Whether the policy divides the global batch anew."""
+        return bool(getattr(self.policy, "batches", False))
+
+    @property
     def phi(self) -> float:
         """The policy's φ, if it has one."""
         return float(getattr(self.policy, "phi", 0.0))
@@ -84,7 +89,7 @@ class Overlapped:
         """See `Policy.plan`."""
         model = LatencyModel(costs, clients, server, corrections)
         plan = replace(self.policy.plan(costs, clients, server, corrections), policy=self.name)
-        most = [self._enough(model, plan, k) for k in range(len(clients))]
+        most = [self._enough(model.under(plan), plan, k) for k in range(len(clients))]
         candidates = [plan] + [
             replace(plan, micro_batches=tuple(min(parts, own) for own in most)) for parts in range(1, max(most) + 1)
         ]
