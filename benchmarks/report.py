@@ -112,6 +112,9 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         "| --- | --- | --- | --- | --- |",
         *("| " + " | ".join(cells) + " |" for cells in rows(results)),
     ]
+    missed = [figure for figure in FIGURES if figure.why and figure.met(results) is False]
+    if missed:
+        lines += ["", "Why goals are missed:", "", *(f"- {figure.says}: {figure.why}" for figure in missed)]
     for below, path in pictures.items():
         lines += ["", f"![{below}]({path})", "", f"*{below}*"]
     days = sorted({own["measured"] for own in results.values() if "measured" in own})

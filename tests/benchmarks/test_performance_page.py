@@ -129,3 +129,10 @@ def test_the_lists_go_together():
 @pytest.mark.parametrize("name", ["throughput", "scaling", "overhead", "imports", "where", "memory", "finding"])
 def test_a_script_of_the_list_is_there(name):
     assert importlib.util.find_spec(f"benchmarks.{name}") is not None
+
+
+def test_a_missed_goal_is_explained_and_one_that_is_met_is_not():
+    why = figure("aggregate", "ratio").why
+    assert why
+    assert why in report.page({"aggregate": {"ratio": 1.51, **ABOUT}}, {})
+    assert why not in report.page({"aggregate": {"ratio": 1.49, **ABOUT}}, {})
