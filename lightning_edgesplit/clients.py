@@ -21,6 +21,7 @@ from lightning_edgesplit.runtime.carrier import Carrier
 from lightning_edgesplit.runtime.client import Client
 from lightning_edgesplit.runtime.partition import ClientLoaders
 from lightning_edgesplit.runtime.rendezvous import Rendezvous
+from lightning_edgesplit.runtime.supply import Supply
 from lightning_edgesplit.splitting.proof import generators_kept
 from lightning_edgesplit.splitting.structures import structures_of
 from lightning_edgesplit.splitting.tree import Structure
@@ -56,9 +57,9 @@ class ClientProcess:
         """Is that client, until the server that it meets there stops it."""
         self._begin_as(client)
         Client(
-            self.module, self.optimizer, self.loaders.of(client), rendezvous.link(client), self.heartbeat,
+            self.module, self.optimizer, Supply(self.loaders.of(client), self.dealt), rendezvous.link(client),
+            self.heartbeat,
             prepare=self.prepare, context=self.context, on_round=self._set_counters, structures=self._structures,
-            dealt=self.dealt,
         ).run()  # fmt: skip
 
     def carry(self, process: int, clients: Sequence[int], second_cut: bool, rendezvous: Rendezvous) -> None:

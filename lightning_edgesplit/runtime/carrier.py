@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_edgesplit.runtime import states
@@ -11,6 +11,7 @@ from lightning_edgesplit.runtime.dealing import check_dealt
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.partition import ClientLoaders, leave_out
+from lightning_edgesplit.runtime.supply import Supply
 from lightning_edgesplit.runtime.wire import Frame, Kind
 
 
@@ -27,6 +28,7 @@ class Carrier(Client):
         greets: The clients whose data this carrier describes to the server.
         begin_as: Gives this process the random streams with which a client begins.
         structures_first: Whether `structures` is to be called before the first round: later the module is not whole.
+        dealt: As `Supply` has it.
         **options: As `Client` has them.
     """
 
@@ -40,10 +42,11 @@ class Carrier(Client):
         greets: Sequence[int],
         begin_as: Callable[[int], None],
         structures_first: bool,
+        dealt: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(module, optimizer, (), link, heartbeat, **options)
-        self._loaders, self._greets, self._begin_as = loaders, greets, begin_as
+        super().__init__(module, optimizer, Supply(()), link, heartbeat, **options)
+        self._loaders, self._greets, self._begin_as, self._deals = loaders, greets, begin_as, dealt
         if structures_first:
             self._structures = self._find_structures()
 
@@ -58,21 +61,16 @@ class Carrier(Client):
         client, position = order.about["client"], order.about["position"]
         self.cut = None
         self.optimizer.state.clear()
-        self._batches, self._taken, self._index, self._dealer = iter(()), 0, 0, None
-        self._epoch_began, self._loader_began = None, []
         self._begin_as(client)
-        self.loader = self._loaders.of(client)
+        self.supply = Supply(self._loaders.of(client), self._deals, leave_out, self.supply.ahead)
         if position is None:
             self._loaders.rewind(client)
         else:
-            super()._restore(Frame(Kind.RESTORE, order.tensors, position))
-
-    def _leave_out(self, batches: Iterator[Any], count: int) -> None:
-        leave_out(batches, count)
+            self.supply.restore(position, order.tensors)
 
     def _round(self, order: Letter) -> None:
         super()._round(order)
-        about, tensors = self._position()
+        about, tensors = self.supply.position()
         state: list[Any] = []
         if not order.frame.about["fresh_state"]:
             state, own = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import count, repeat
 from typing import Any
 
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_edgesplit.errors import ClientLostError
-from lightning_edgesplit.runtime import generators, states, trained
-from lightning_edgesplit.runtime.ahead import Ahead
+from lightning_edgesplit.runtime import states, trained
 from lightning_edgesplit.runtime.compression import compressed, restored
-from lightning_edgesplit.runtime.dealing import Dealer, check_dealt
 from lightning_edgesplit.runtime.exchange import digest, resting
 from lightning_edgesplit.runtime.inbox import Inbox, Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
-from lightning_edgesplit.runtime.partition import extent, generators_of
+from lightning_edgesplit.runtime.supply import Supply
 from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
 from lightning_edgesplit.runtime.wire import Frame, Kind
 from lightning_edgesplit.splitting import END, Cut
@@ -50,32 +47,28 @@ class Client:
     Args:
         module: The LightningModule; only its client-side part is kept in memory.
         optimizer: Its optimizer.
-        loader: This client's own batches; anything with a length.
+        supply: This client's own batches.
         link: The connection to the server.
         heartbeat: Seconds between two signs of life.
         prepare: Makes of what the loader yields what ``training_step`` takes.
         context: Opened around every forward pass (mixed precision).
         on_round: Called with the Trainer's epoch and ``global_step`` when a round begins.
         structures: Called while the module is still whole, where a step comes back to this client (`structures_of`).
-        dealt: Whether the server says how many samples a batch has, whatever the loader's batches are.
     """
 
     def __init__(
         self,
         module: nn.Module,
         optimizer: Optimizer,
-        loader: Iterable[Any],
+        supply: Supply,
         link: Link,
         heartbeat: float,
         prepare: Callable[[Any], Any] = lambda batch: batch,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_round: Callable[[int, int], None] = lambda epoch, step: None,
         structures: Callable[[], dict[tuple[str, int], Structure]] = dict,
-        dealt: bool = False,
     ) -> None:
-        self.module, self.optimizer, self.link = module, optimizer, link
-        self.loader, self._deals = loader, dealt
-        self._dealer: Dealer | None = None
+        self.module, self.optimizer, self.supply, self.link = module, optimizer, supply, link
         self.prepare, self.on_round, self._context = prepare, on_round, context
         self._find_structures = structures
         self.sides = Sides(module)
@@ -86,12 +79,7 @@ class Client:
         self._sender: Sender | None = None
         self._lost = self._norm = 0.0
         self._heartbeat, self._ended = heartbeat, threading.Event()
-        self._batches: Iterator[tuple[int, int, Any]] = iter(())
-        self._ahead = Ahead()
-        self._taken = self._index = self._samples = self._steps_left = 0
-        self._sizes: Sequence[int] = ()
-        self._epoch_began: Tensor | None = None
-        self._loader_began: list[Tensor] = []
+        self._samples = 0
         self._asking = "uplink"
         self._logged: list[list[Any]] = []
         self._outputs: Sequence[Sequence[Any]] = []
@@ -133,9 +121,7 @@ class Client:
 
     def _greeting(self) -> dict[str, Any]:
         """How much data there is here."""
-        if self._deals:
-            check_dealt(self.loader)
-        return extent(self.loader)
+        return self.supply.extent()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat):
@@ -164,71 +150,13 @@ class Client:
             about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += state
         if letter.frame.about["position"]:
-            about["position"], position = self._position()
+            about["position"], position = self.supply.position()
             tensors += position
         self.link.send(Frame(Kind.SNAPSHOT, tensors, about))
 
-    def _position(self) -> tuple[dict[str, Any], list[Tensor]]:
-        """Where this client is in its data and its random streams."""
-        numbers, tensors = generators.read()
-        began = [] if self._epoch_began is None else [self._epoch_began]
-        loader = [own.get_state() for own in generators_of(self.loader)]
-        about = {
-            "taken": self._taken, "random": numbers, "began": bool(began), "loader": len(loader),
-            "loader_began": len(self._loader_began), "index": self._index,
-        }  # fmt: skip
-        return about, [*tensors, *began, *loader, *self._loader_began]
-
     def _restore(self, order: Frame) -> None:
-        """Goes back to a position: the same order of the data, without what was taken, and the same streams.
-
-        Of an epoch that had begun nothing may have been taken; ``taken`` is None where its pass is not gone on with.
-        """
-        about, tensors = order.about, list(order.tensors)
-        numbers, rest = tensors[: generators.COUNT], iter(tensors[generators.COUNT :])
-        began = next(rest) if about["began"] else None
-        loader = [next(rest) for _ in range(about["loader"])]
-        loader_began = [next(rest) for _ in range(about["loader_began"])]
-        if began is not None and about["taken"] is not None:
-            self._go_on_behind(about["taken"], about["index"], began, loader_began)
-        for own, state in zip(generators_of(self.loader), loader, strict=False):
-            own.set_state(state)
-        generators.write(about["random"], numbers)
-
-    def _go_on_behind(self, taken: int, index: int, began: Tensor, loader_began: Sequence[Tensor]) -> None:
-        """Goes on behind so much of the pass that began with these states of torch's and the loader's streams.
-
-        Where the streams are then is the caller's to put right.
-        """
-        torch.set_rng_state(began)
-        for own, state in zip(generators_of(self.loader), loader_began, strict=False):
-            own.set_state(state)
-        self._begin_epoch(taken, index)
-
-    def _begin_epoch(self, skip: int = 0, index: int = 0) -> None:
-        """Begins a pass over the data, behind so many batches; where they are dealt, behind so many samples in them."""
-        self._ahead.forget()
-        self._epoch_began = torch.get_rng_state()
-        self._loader_began = [own.get_state() for own in generators_of(self.loader)]
-        self._taken = skip
-        if self._deals:
-            self._dealer, self._index = Dealer(self.loader), index
-            self._dealer.begin(skip)
-            return
-        batches = iter(self.loader)
-        self._leave_out(batches, skip)
-        self._batches, self._index = zip(count(skip), repeat(1), batches, strict=False), skip
-
-    def _deal(self, sizes: Sequence[int]) -> None:
-        """Deals what is next of the pass in batches of these sizes, the last ones of the round."""
-        assert self._dealer is not None
-        self._sizes = sizes
-        self._batches = zip(count(self._index), sizes, self._dealer.deal(sizes), strict=False)
-
-    def _leave_out(self, batches: Iterator[Any], count: int) -> None:
-        """Goes past batches. They are read, in case reading them moves more than torch's generators."""
-        for _ in range(count):
-            next(batches)
+        """Goes back to where it was in its data."""
+        self.supply.restore(order.about, order.tensors)
 
     @property
     def _own(self) -> tuple[str, ...]:
@@ -254,15 +182,12 @@ class Client:
         if about["stream"]:
             torch.set_rng_state(order.frame.tensors[-1])
         if about["new_epoch"]:
-            self._begin_epoch()
-        if self._dealer is not None:
-            self._deal(about["samples"])
-            about["batches"] = self._index + len(self._sizes) if about["ends"] else None  # of the epoch
+            self.supply.begin_epoch()
+        self.supply.begin_round(len(about["parts"]), about["samples"])
+        if about["samples"]:  # dealt anew: how many batches the epoch has is known when it ends
+            about["batches"] = self.supply.index + len(about["samples"]) if about["ends"] else None
         self._samples, self._lost, self._norm = 0, 0.0, 0.0
-        records: list[list[float]] = []
-        for taken, parts in enumerate(about["parts"], 1):
-            self._steps_left = len(about["parts"]) - taken
-            records += self._step(about, parts)
+        records = [times for parts in about["parts"] for times in self._step(about, parts)]
         upload, self._asking = time.monotonic(), "upload"
         kept = [name for name, before in self._received.items() if digest(self.sides.real(name)) == before]
         tensors = self._weights(besides=kept)
@@ -325,8 +250,7 @@ class Client:
         while (letter := self._inbox.poll(Kind.SNAPSHOT, Kind.STOP)) is not None:
             self._obey(letter)
         begin = time.monotonic()
-        index, taken, batch = self._next_batch()
-        self._index, self._taken = index + 1, self._taken + taken
+        index, batch = self.supply.next()
         batch = self.prepare(batch)
         accumulate = about_round["accumulate"]
         if index % accumulate == 0:
@@ -350,36 +274,14 @@ class Client:
         self._samples += about["samples"]
         return records
 
-    def _next_batch(self) -> tuple[int, int, Any]:
-        """Number of the next batch, its part of the pass, and itself: as loaded ahead, if that is the same in turn."""
-        if not self._ahead.loaded:
-            return next(self._batches)
-        own = generators_of(self.loader)
-        same, item = self._ahead.take(own)
-        if same:
-            own_item: tuple[int, int, Any] = item
-            return own_item
-        position, tensors = generators.read()
-        now, began = [generator.get_state() for generator in own], self._epoch_began
-        assert began is not None
-        self._go_on_behind(self._taken, self._index, began, self._loader_began)
-        if self._dealer is not None:
-            self._deal(self._sizes[len(self._sizes) - 1 - self._steps_left :])
-        generators.write(position, tensors)
-        for generator, state in zip(own, now, strict=True):
-            generator.set_state(state)
-        return next(self._batches)
-
     def _load_ahead(self) -> None:
         """Loads the next batch of the round while the server computes.
 
-        Not where numbers are drawn for the step meanwhile, where processes of the loader's own do that, or where
-        loading would come out of emulated time.
+        Not where numbers are drawn for the step meanwhile, or where loading would come out of emulated time.
         """
         assert self.cut is not None
-        waits = not self.cut.random and self.cut.back is None and self.throttle.emulation is None
-        if self._ahead.allowed and waits and self._steps_left and not getattr(self.loader, "num_workers", 0):
-            self._ahead.load(self._batches, generators_of(self.loader))
+        if not self.cut.random and self.cut.back is None and self.throttle.emulation is None:
+            self.supply.load_ahead()
 
     def _split_step(self, begin: float, batch: Any, about: dict[str, Any], about_round: dict[str, Any]) -> list[float]:
         """A step of which the server runs the rest, or what is between the client's first and last layers."""
