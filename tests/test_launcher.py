@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_edgesplit.launcher import Role, choose
+from lightning_edgesplit.launcher import ForkLauncher, Role, choose
 
 SCRIPT = """
 import sys, torch
@@ -113,3 +114,11 @@ def test_an_address_or_launcher_that_makes_no_sense_is_refused(monkeypatch):
     monkeypatch.setenv("EDGESPLIT_SERVER", "nowhere")
     with pytest.raises(ValueError, match="EDGESPLIT_SERVER='nowhere' must be host:port"):
         choose("auto")
+
+
+def test_forked_clients_give_way_to_the_server():
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    launcher = ForkLauncher(1, lambda client: queue.put(os.getpriority(os.PRIO_PROCESS, 0)))
+    launcher.join(timeout=20)
+    assert queue.get() > before == os.getpriority(os.PRIO_PROCESS, 0)
