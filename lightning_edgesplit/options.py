@@ -31,6 +31,7 @@ from lightning_edgesplit.scheduling import (
 )
 from lightning_edgesplit.scheduling.trace import Trace
 from lightning_edgesplit.splitting import END
+from lightning_edgesplit.splitting.narrowing import WEIGHT_COMPRESSIONS
 
 Clients = int | Sequence[ClientProfile] | str | PathLike[str] | DictConfig | ListConfig | Mapping[str, Any]
 
@@ -164,6 +165,17 @@ def check_plan(
                 f"policy={plan.policy!r} plans {option}={value!r}, and {why}: use another policy, or compare this one"
                 " without training, by `edgesplit plan`."
             )
+
+
+def weight_compression(name: str) -> str:
+    """How weights travel at the ends of rounds.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if name not in WEIGHT_COMPRESSIONS:
+        raise ValueError(f"weight_compression={name!r} is unknown: use one of {', '.join(WEIGHT_COMPRESSIONS)}.")
+    return name
 
 
 def second_cut(name: str | None) -> str | None:

@@ -85,6 +85,10 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         participation: Fraction of the clients that take part in a round, at least one; drawn by the seed.
         optimizer_state: ``"keep"``: the optimizer's state stays with its client and moves with its parameter;
             ``"average"``: it is averaged with the weights; ``"reset"``: it is forgotten at the end of each round.
+        weight_compression: How trained weights travel at the ends of rounds: ``"none"``: as they are; ``"bfloat16"``,
+            half of single precision, or ``"int8"``, a quarter (8-bit integers with a range per row): clients begin with
+            rounded weights and return the rounded change of them; the server adds it up in full precision. Lossy: see
+            `runtime.weights`. Smashed data are the policy's affair.
         clock: ``"off"``: clients are as fast as this machine; ``"wall"``: they take as long as their profiles say;
             ``"virtual"``: training runs as fast as it can, and the times in `rounds` are computed from the profiles by
             a simulation of every round, the same to the last digit in every run.
@@ -121,6 +125,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         second_cut: str | None = None,
         participation: float = 1.0,
         optimizer_state: str = "keep",
+        weight_compression: str = "none",
         clock: str = "off",
         trace: str | PathLike[str] | Trace | None = None,
         launcher: str = "auto",
@@ -146,6 +151,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
         self.clock, self.timeout = clock, timeout
         self.private = [private] if isinstance(private, str) else private
         self.second_cut = options.second_cut(second_cut)
+        self.weight_compression = options.weight_compression(weight_compression)
         self.parallel_devices: list[torch.device] | None = None  # the Trainer's connector fills it in
         self.cuts: Cuts | None = None
         self.plan: Plan | None = None
@@ -296,6 +302,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             split=self.server_model.one,
             seed=seed,
             round_steps=self.round_steps,
+            weight_compression=self.weight_compression,
         )  # fmt: skip
         context = self.precision_plugin.train_step_context
         module = self._trainer.lightning_module
@@ -332,6 +339,7 @@ class EdgeSplitStrategy(SingleDeviceStrategy):
             take_step=self._take_step,
             context=self.precision_plugin.train_step_context,
             kind=self.server_model,
+            weight_compression=self.weight_compression,
         )
         rule = self.server_model.state_rule(self.optimizer_state_rule)
         self._whole = models(self._server, rule)

@@ -132,7 +132,7 @@ def _plan(
         cuts, policy, scenario.profiles, scenario.server, batch, learning=False,
         trace=None if scenario.trace is None else Trace.load(scenario.trace, names),
         server_model=strategy.server_model.name, aggregated=strategy.aggregated, split=strategy.server_model.one,
-        seed=seed, round_steps=scenario.round_steps,
+        seed=seed, round_steps=scenario.round_steps, weight_compression=strategy.weight_compression,
     )  # fmt: skip
     plan, expected = planner.plan(steps, 0.0, number=1, samples=samples)
     # whether its rates change with every step, the run itself will know

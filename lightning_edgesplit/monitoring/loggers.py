@@ -67,7 +67,7 @@ def round_metrics(report: RoundReport, depths: Mapping[str, int] | None = None) 
             f"{tag}/round_time": client.round_time,
             f"{tag}/predicted": client.predicted,
         }
-        errors = {"smashed_error": client.smashed_error, "gradient_error": client.gradient_error}
+        errors = {name: getattr(client, name) for name in ("smashed_error", "gradient_error", "weight_error")}
         metrics |= {f"{tag}/{name}": error for name, error in errors.items() if error is not None}
         if client.batch is not None:
             metrics[f"{tag}/batch"] = client.batch

@@ -73,6 +73,7 @@ def report_of(
                 once=once,
                 smashed_error=None if letter.frame.about["lost"] is None else letter.frame.about["lost"] ** 0.5,
                 gradient_error=(seat.lost / seat.norm) ** 0.5 if seat.norm else None,
+                weight_error=float(error) if (error := letter.frame.about.get("weight_error")) else None,
                 batch=plan.batches[k] if plan.batches else None,
             )
         )

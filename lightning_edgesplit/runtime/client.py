@@ -23,6 +23,7 @@ from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.overlap import Sender, divided, fresh_stream
 from lightning_edgesplit.runtime.supply import Supply
 from lightning_edgesplit.runtime.throttle import AsItComes, Asked, Emulation, Throttle
+from lightning_edgesplit.runtime.weights import Begun
 from lightning_edgesplit.runtime.wire import Frame, Kind
 from lightning_edgesplit.splitting import END, Cut
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
@@ -88,6 +89,7 @@ class Client:
         self._generator: Tensor | None = None
         self._buffers_before: dict[str, Tensor] = {}
         self._received: dict[str, bytes] = {}
+        self._begun = Begun()
         module.__dict__["log"] = self._log
 
     def _log(self, name: str, value: Any, **kwargs: Any) -> None:
@@ -145,7 +147,7 @@ class Client:
             self._restore(letter.frame)
             return
         about: dict[str, Any] = {"samples": self._samples}
-        tensors = self._weights() if letter.frame.about["weights"] else []
+        tensors = list(self._weights().values()) if letter.frame.about["weights"] else []
         if letter.frame.about["state"]:
             about["state"], state = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
             tensors += state
@@ -162,10 +164,10 @@ class Client:
     def _own(self) -> tuple[str, ...]:
         return self.cut.client if self.cut is not None else ()
 
-    def _weights(self, besides: Collection[str] = ()) -> list[Tensor]:
+    def _weights(self, besides: Collection[str] = ()) -> dict[str, Tensor]:
         """This side's parameters and buffers after the last whole step; of a step under way nothing is seen."""
         names = [name for name in self._own if name not in besides]
-        return [self._buffers_before.get(name, self.sides.real(name)).detach() for name in names]
+        return {name: self._buffers_before.get(name, self.sides.real(name)).detach() for name in names}
 
     def _round(self, order: Letter) -> None:
         about = order.frame.about
@@ -190,7 +192,7 @@ class Client:
         records = [times for parts in about["parts"] for times in self._step(about, parts)]
         upload, self._asking = time.monotonic(), "upload"
         kept = [name for name, before in self._received.items() if digest(self.sides.real(name)) == before]
-        tensors = self._weights(besides=kept)
+        tensors, weight_error = self._begun.returned(self._weights(besides=kept))
         state: list[Any] = []
         if about["upload_state"]:
             state, more = states.pack(states.read(self.optimizer.state, self.sides.parameters, self._own))
@@ -205,6 +207,8 @@ class Client:
             "samples": self._samples, "times": times, "overrun": self.throttle.overrun, "state": state, "lost": lost,
             "kept": kept,
         }  # fmt: skip
+        if weight_error is not None:
+            done["weight_error"] = f"{weight_error:.16e}"  # as text, which may say nan where training has diverged
         self.link.send(Frame(Kind.UPLOAD, tensors, done), pace=self.throttle.sending)
 
     def _ask(self, size: int) -> None:
@@ -221,8 +225,9 @@ class Client:
             self._structures = self._find_structures()
         self._outputs = self._returned = []
         rest = iter(order.tensors)
+        self._begun = Begun(order.about.get("weight_compression", "none"))
         for name in order.about["sent"]:
-            self.sides.set(name, next(rest))
+            self.sides.set(name, self._begun.take(name, rest, self.sides.real(name).dtype))
         if order.about["fresh_state"]:
             self.optimizer.state.clear()
         else:

@@ -13,6 +13,29 @@ from lightning_edgesplit.runtime.wire import DTYPES, Frame
 LEVELS = 255
 
 
+def to_levels(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantises rows of numbers: x ≈ low + scale·q, with the range of each row.
+
+    Args:
+        rows: Floating-point numbers, [rows, values], at least one of each.
+
+    Returns:
+        q, rounded to the nearest of 256 levels (uint8, [rows, values]); low and scale (float32, [2, rows]).
+    """
+    rows = rows.detach().float()
+    low = rows.amin(1, keepdim=True)
+    scale = (rows.amax(1, keepdim=True) - low) / LEVELS
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    q = ((rows - low) / scale).round_().clamp_(0, LEVELS).to(torch.uint8)
+    return q, torch.cat([low, scale], 1).T.contiguous()
+
+
+def from_levels(q: Tensor, ranges: Tensor) -> Tensor:
+    """The inverse of `to_levels`, as far as there is one, in single precision: [rows, values]."""
+    low, scale = ranges[0].unsqueeze(1), ranges[1].unsqueeze(1)
+    return q.float() * scale + low
+
+
 def to_int8(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[bool]]:
     """Quantises each floating-point tensor with more values than samples: x ≈ low + scale·q, sample by sample.
 
@@ -32,12 +55,8 @@ def to_int8(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[bool]]:
         if not fits:
             sent.append(tensor)
             continue
-        rows = tensor.detach().float().flatten(1)
-        low = rows.amin(1, keepdim=True)
-        scale = (rows.amax(1, keepdim=True) - low) / LEVELS
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        q = ((rows - low) / scale).round_().clamp_(0, LEVELS).to(torch.uint8)
-        sent += [q.view(tensor.shape), torch.cat([low, scale], 1).T.contiguous()]
+        q, ranges = to_levels(tensor.flatten(1))
+        sent += [q.view(tensor.shape), ranges]
     return sent, chosen
 
 
@@ -61,8 +80,7 @@ def from_int8(sent: Sequence[Tensor], chosen: Sequence[bool], dtypes: Sequence[t
             ranges = next(rest, None)
             if ranges is None or ranges.shape != (2, tensor.shape[0]):
                 raise ValueError("a quantised tensor came without its ranges")
-            low, scale = ranges.unsqueeze(2)
-            tensor = (tensor.flatten(1).float() * scale + low).view(tensor.shape).to(dtype)
+            tensor = from_levels(tensor.flatten(1), ranges).view(tensor.shape).to(dtype)
         tensors.append(tensor)
     return tensors
 

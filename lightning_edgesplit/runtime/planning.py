@@ -42,11 +42,16 @@ COMPARED = ("uniform", "fedavg")
 """Policies whose round times stand beside the plan's."""
 
 
-def cost_of(cut: Cut) -> CutCost:
+def cost_of(cut: Cut, weight_compression: str = "none") -> CutCost:
     """What the scheduler needs to know of a cut.
 
     Where the step comes back to the client, its last layers and the loss count with its backward pass, and what goes
-    there and back twice is added up.
+    there and back twice is added up. Weights that come with fewer bits are kept by the client, as they came, until the
+    round's end.
+
+    Args:
+        cut: The cut.
+        weight_compression: How trained weights travel at the ends of rounds, see `runtime.weights`.
 
     Raises:
         ValueError: If the cut was not profiled.
@@ -57,6 +62,10 @@ def cost_of(cut: Cut) -> CutCost:
     split, trips = cut.name != END, 1 if cut.back is None else 2
     overhead = float(trips * _FRAME + profile.generator_bytes + profile.tied_bytes) if split else 0.0
     timed = profile.client_backward_seconds is not None
+    in_full = float(profile.weight_bytes - profile.frozen_bytes)
+    narrowed = {"bfloat16": profile.parameter_bytes_bfloat16, "int8": profile.parameter_bytes_int8}
+    kept = narrowed.get(weight_compression)
+    fixed = profile.weight_bytes + profile.parameter_bytes + (profile.optimizer_bytes or 0) + (kept or 0)
     return CutCost(
         name=cut.name,
         client_forward=profile.client_forward,
@@ -64,10 +73,10 @@ def cost_of(cut: Cut) -> CutCost:
         server=profile.server_forward + profile.server_backward,
         smashed=profile.smashed_bytes + profile.returned_gradient_bytes,
         gradient=profile.gradient_bytes + profile.returned_bytes,
-        weights=float(profile.weight_bytes - profile.frozen_bytes),
+        weights=in_full if kept is None else in_full - profile.parameter_bytes + kept,
         step_up=overhead,
         step_down=overhead,
-        memory_fixed=float(profile.weight_bytes + profile.parameter_bytes + (profile.optimizer_bytes or 0)),
+        memory_fixed=float(fixed),
         memory_per_sample=profile.activation_bytes,
         client_forward_seconds=profile.client_forward_seconds,
         client_backward_seconds=(profile.client_backward_seconds or 0.0) + (profile.head_seconds or 0.0)
@@ -75,12 +84,13 @@ def cost_of(cut: Cut) -> CutCost:
         else None,
         server_seconds=profile.server_seconds,
         trips=trips,
+        averaged=None if kept is None else in_full,
     )
 
 
-def costs_of(cuts: Cuts, batch: Sequence[int], steps: Sequence[int]) -> Costs:
+def costs_of(cuts: Cuts, batch: Sequence[int], steps: Sequence[int], weight_compression: str = "none") -> Costs:
     """Costs of all cuts, for clients with these batch sizes and local steps per round."""
-    return Costs(tuple(cost_of(cut) for cut in cuts), tuple(batch), tuple(steps))
+    return Costs(tuple(cost_of(cut, weight_compression) for cut in cuts), tuple(batch), tuple(steps))
 
 
 def _head_share(cut: Cut, client: ClientProfile) -> float:
@@ -113,6 +123,7 @@ class Planner:
             every client keeps the cut that it was given first.
         seed: What a random order of service is drawn by, with epoch and round.
         round_steps: Local steps of a round at most; None: all that the epoch has.
+        weight_compression: How trained weights travel at the ends of rounds.
     """
 
     def __init__(
@@ -131,8 +142,9 @@ class Planner:
         split: bool = False,
         seed: int | str = 0,
         round_steps: int | None = None,
+        weight_compression: str = "none",
     ) -> None:
-        self._split, self._round_steps = split, round_steps
+        self._split, self._round_steps, self._weight_compression = split, round_steps, weight_compression
         self.cuts, self.policy, self.clients, self.server = cuts, policy, list(clients), server
         self.batch, self.in_order, self.emulate, self.learning = tuple(batch), in_order, emulate, learning
         self._trace, self._server_model, self._aggregated = trace, server_model, aggregated
@@ -236,7 +248,8 @@ class Planner:
     def costs(self, steps: Sequence[int], samples: Sequence[int] = (), active: Sequence[int] | None = None) -> Costs:
         """The costs of a round of the clients `active` (None: all), with the batches of their loaders."""
         active = range(len(self.batch)) if active is None else active
-        costs = costs_of(self.cuts, [self.batch[k] for k in active], [steps[k] for k in active])
+        own = [self.batch[k] for k in active], [steps[k] for k in active]
+        costs = costs_of(self.cuts, *own, self._weight_compression)
         if not samples:
             return costs
         left = replace(costs, samples=tuple(samples[k] for k in active), most_steps=self._round_steps)

@@ -51,6 +51,8 @@ class ClientReport:
         overrun: Seconds by which this machine was too slow for the emulated client; 0 without emulation.
         smashed_error: ‖x − x̂‖ / ‖x‖ of the smashed data that went as 8-bit integers; None: none did.
         gradient_error: The same of their gradients.
+        weight_error: ‖d − d̂‖ / ‖d‖ of the changes d of its weights that it sent with fewer bits at the end of the round
+            (`runtime.weights`); None: it sent none.
         batch: Samples in its local steps (but in the last one of its data), where the plan sets them; None: as many as
             its loader gives.
     """
@@ -73,6 +75,7 @@ class ClientReport:
     once: dict[str, float] = field(default_factory=dict)
     smashed_error: float | None = None
     gradient_error: float | None = None
+    weight_error: float | None = None
     batch: int | None = None
 
 

@@ -27,6 +27,7 @@ from lightning_edgesplit.runtime.seat import Behind, Orders, Seat, Service
 from lightning_edgesplit.runtime.second_cut import pass_through, stretch
 from lightning_edgesplit.runtime.server_models import ServerModel
 from lightning_edgesplit.runtime.trained import Trained
+from lightning_edgesplit.runtime.weights import Masters
 from lightning_edgesplit.runtime.wire import Frame, Kind
 from lightning_edgesplit.splitting import END
 from lightning_edgesplit.splitting.batch import Withheld
@@ -46,6 +47,7 @@ class Start:
         trained: What is trained.
         about: More that every client is told.
         digests: Of the aggregate's tensors.
+        masters: Those tensors, as they are sent.
     """
 
     aggregate: Mapping[str, Tensor]
@@ -53,6 +55,7 @@ class Start:
     trained: Trained
     about: Mapping[str, Any]
     digests: Digests
+    masters: Masters
 
 
 class Server:
@@ -70,6 +73,7 @@ class Server:
         paced: Whether hyper-parameters change within a round, so that every client waits for the next ones.
         context: Opened around a forward pass between two cuts (mixed precision).
         kind: Which server-side models there are, and who is served when.
+        weight_compression: How trained weights travel at the ends of rounds, see `runtime.weights`.
 
     Attributes:
         sides: The module's tensors; between steps they hold the last aggregate.
@@ -93,6 +97,7 @@ class Server:
         take_step: Callable[[], None] = lambda: None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         kind: ServerModel = ServerModel(),  # noqa: B008  # frozen
+        weight_compression: str = "none",
     ) -> None:
         self.module, self.optimizer, self.sample = module, optimizer, sample
         self.in_order, self.paced = in_order, paced
@@ -102,6 +107,8 @@ class Server:
         self.kind = kind
         self.links = list(links)
         self._held = [Held() for _ in self.links]
+        self._weight_compression = weight_compression
+        self._masters: Masters | None = None  # where clients begin with less
         self.seats = self._take_seats(names)
         self.grants = Grants(self.seats)
         self.inbox = self._open_inbox(names)
@@ -229,7 +236,10 @@ class Server:
         if not in_turn and self.in_order:
             in_turn = self._in_turn(clients)
         self._turns = iter(in_turn) if in_turn else None
-        self._start_clients(clients, Start(aggregate, fresh_state, now, about, Digests(aggregate)))
+        at_rest = resting(self.sides.parameters, self.sides.names)
+        masters = Masters(aggregate, set(at_rest), self._weight_compression)
+        self._masters = None if self._weight_compression == "none" else masters
+        self._start_clients(clients, Start(aggregate, fresh_state, now, about, Digests(aggregate), masters))
 
     def _in_turn(self, clients: Sequence[int]) -> list[int]:
         """Whose arrivals are served in which order, where the order is fixed: each in each local step."""
@@ -276,10 +286,12 @@ class Server:
             "batches": self.greetings[client]["batches"], "parts": order.parts, "compression": order.compression,
             "samples": order.samples, "ends": order.ends, **self.rules,
         }  # fmt: skip
+        if self._weight_compression != "none":
+            more["weight_compression"] = self._weight_compression
         own = resting(self.sides.parameters, order.cut.client)
         seat.resting = {name: start.aggregate[name] for name in own}
         more["sent"] = self._held[self._link_of(client)].lacks(order.cut.client, own, start.digests)
-        weights = [start.aggregate[name] for name in more["sent"]]
+        weights = [tensor for name in more["sent"] for tensor in start.masters.sent(name)]
         # one client and the server share one random stream, as everything does in a plain run
         stream = [torch.get_rng_state()] if len(self.seats) == 1 else []
         self.hand_out(client, Frame(Kind.ROUND, [*weights, *tensors, *stream], {**about, **more}), "download")
@@ -322,15 +334,19 @@ class Server:
     def side_of(self, letter: Letter) -> tuple[dict[str, Tensor], list[Tensor]]:
         """A client's side by name: what it sent, and where it says so, what it was told; and the tensors that follow.
 
+        Where weights travel with fewer bits, it is the aggregate and the change that the client sent.
+
         What an upload says that it kept is not sent to it with the next round.
         """
         seat, kept = self.seats[letter.link], letter.frame.about.get("kept")
         if kept is not None:
             self._held[self._link_of(letter.link)].keep(kept)
         own = {name: seat.resting[name] for name in kept or ()}
-        sent = [name for name in seat.cut.client if name not in own]
-        tensors = letter.frame.tensors
-        return {**own, **dict(zip(sent, tensors, strict=False))}, list(tensors[len(sent) :])
+        sent, tensors = [name for name in seat.cut.client if name not in own], letter.frame.tensors
+        if self._masters is None:
+            return {**own, **dict(zip(sent, tensors, strict=False))}, list(tensors[len(sent) :])
+        rest = iter(tensors)
+        return {**own, **{name: self._masters.model_of(name, rest) for name in sent}}, list(rest)
 
     def take_upload(self, letter: Letter) -> None:
         """Takes in what a client sent at its end of the round, where that is done one by one (`streams_uploads`)."""

@@ -34,7 +34,8 @@ class CutCost:
         step_up: Bytes that go up in every local step whatever its batch (frame, generator state).
         step_down: Bytes that come down in every local step whatever its batch.
         weights: Bytes of the client-side parameters and buffers, exchanged once per round in each direction, without
-            those of frozen parameters, which stay where they are.
+            those of frozen parameters, which stay where they are; as they travel, perhaps with fewer bits than they
+            have.
         memory_fixed: Bytes on the client that do not depend on the batch (parameters, gradients, optimizer state).
         memory_per_sample: Bytes of activations that the client keeps for its backward pass, per sample.
         client_forward_seconds: Measured on this machine with one thread, seconds per sample; None: not measured.
@@ -44,6 +45,7 @@ class CutCost:
         smashed_int8: What `smashed` is if floating-point tensors go as 8-bit integers; None: a quarter, as for float32.
         gradient_int8: The same of `gradient`.
         trips: How often a local step goes to the server and back: 1; 2 where the client runs the last layers too.
+        averaged: What `weights` are where they are averaged, with all of their bits; None: the same.
     """
 
     name: str
@@ -64,6 +66,12 @@ class CutCost:
     smashed_int8: float | None = None
     gradient_int8: float | None = None
     trips: int = 1
+    averaged: float | None = None
+
+    @property
+    def in_full(self) -> float:
+        """Bytes of `weights` with all of their bits."""
+        return self.weights if self.averaged is None else self.averaged
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class LatencyModel:
         Raises:
             ValueError: If the server's speed is not known.
         """
-        values = (max(cut.weights for cut in self.costs.cuts) if size is None else size) / _BYTES_PER_WEIGHT
+        values = (max(cut.in_full for cut in self.costs.cuts) if size is None else size) / _BYTES_PER_WEIGHT
         return 2 * values * clients / self._server_flops() if values and clients else 0.0
 
     def _client_flops(self, profile: ClientProfile, cost: CutCost) -> float:

@@ -180,7 +180,7 @@ class _Round:
         # nothing is averaged where clients take turns, and only their sides where the server's is one
         averaged = [] if plan.server_model == "sequential" else taking
         one = plan.server_model in ("shared", "splitfed-v2")  # of which nothing is averaged
-        size = max(self._clients[k].work.upload for k in taking) if one else None
+        size = max(model.costs.cuts[numbers[plan.cuts[k]]].in_full for k in taking) if one else None
         self._aggregation = model.aggregation(len(averaged), size)
         self._capacities = bytes_per_second(model.server.uplink), bytes_per_second(model.server.downlink)
         self._own = (

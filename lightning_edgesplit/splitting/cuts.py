@@ -38,6 +38,8 @@ class CutProfile:
         returned_bytes: Bytes per sample that come back to the client at the second cut.
         returned_gradient_bytes: Bytes per sample of the gradient that goes up from there.
         frozen_bytes: Part of `weight_bytes` that is not trained, so that it travels once and not in every round.
+        parameter_bytes_bfloat16: What `parameter_bytes` are where they travel as bfloat16 (`splitting.narrowing`).
+        parameter_bytes_int8: The same as 8-bit integers.
     """
 
     client_forward: float
@@ -60,6 +62,8 @@ class CutProfile:
     returned_bytes: float = 0.0
     returned_gradient_bytes: float = 0.0
     frozen_bytes: int = 0
+    parameter_bytes_bfloat16: int = 0
+    parameter_bytes_int8: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_edgesplit.errors import ImpossibleCutError
 from lightning_edgesplit.splitting.batch import PLAIN, batch_size, loss_of, step_arguments
 from lightning_edgesplit.splitting.cuts import END, Cut, CutProfile
+from lightning_edgesplit.splitting.narrowing import narrowed_bytes
 from lightning_edgesplit.splitting.record import Recorder
 from lightning_edgesplit.splitting.rehearsal import Measured, Rehearsal, Watch, saved_bytes
 from lightning_edgesplit.splitting.sides import Sides
@@ -220,6 +221,8 @@ class Probe:
             returned_bytes=measured.returned / self.size,
             returned_gradient_bytes=measured.returned_gradient / self.size,
             frozen_bytes=sum(x.nbytes for x in frozen),
+            parameter_bytes_bfloat16=sum(narrowed_bytes(x, "bfloat16") for x in trained),
+            parameter_bytes_int8=sum(narrowed_bytes(x, "int8") for x in trained),
         )
 
     def whole_step(self) -> Cut:
