@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lightning_edgesplit.cli import main
 from lightning_edgesplit.comparing.config import load_comparison
-from lightning_edgesplit.comparing.orders import orders_of
+from lightning_edgesplit.comparing.orders import orders_of, strategy_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -109,6 +110,18 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(tmp_pat
     with pytest.raises(SystemExit):
         main(["compare", str(path), "--only-plan"])
     assert "scenario 'two', system 'uniform': optimizer_state='forget' is unknown" in capsys.readouterr().err
+
+
+def test_a_system_may_have_its_weights_travel_with_fewer_bits(tmp_path, capsys):
+    systems = [{"policy": "fedavg", "label": how, "weight_compression": how} for how in ("none", "bfloat16")]
+    path = written(tmp_path, systems=systems, scenario__server={"flops": 1e30, "uplink": 1e6, "downlink": 1e6})
+    assert [strategy_of(order).weight_compression for order in orders_of(load_comparison(path))[:2]] == [
+        "none", "bfloat16",
+    ]  # fmt: skip
+    assert main(["compare", str(path), "--only-plan", "--json"]) == 0
+    one, other = (entry["client_seconds"][0] for entry in json.loads(capsys.readouterr().out)["plans"])
+    weights = 4 * ((12 + 1) * 16 + (16 + 1) * 16 + (16 + 1) * 4)  # bytes
+    assert one - other == pytest.approx(2 * weights / 2 / (0.5 * 1e6 / 8)), "half of them, over half a link each way"
 
 
 def test_data_without_a_validation_set_are_refused_before_anything_is_trained(tmp_path, capsys):

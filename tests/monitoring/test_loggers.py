@@ -31,7 +31,7 @@ def test_tensorboard_gets_numbers_cuts_and_the_timeline(tmp_path):
 
 def test_any_logger_gets_the_numbers(tmp_path):
     logger, report = CSVLogger(tmp_path), sample_report()
-    report = replace(report, clients=(report.clients[0], replace(report.clients[1], batch=12)))
+    report = replace(report, clients=(report.clients[0], replace(report.clients[1], batch=12, weight_error=0.01)))
     log_round([logger], report, step=24)
     logger.save()
     with open(f"{logger.log_dir}/metrics.csv") as file:
@@ -39,4 +39,6 @@ def test_any_logger_gets_the_numbers(tmp_path):
     assert float(row["round/predicted"]) == pytest.approx(report.predicted)
     assert float(row["client/jetson-nano/bytes_up"]) == report.clients[1].bytes_up
     assert float(row["client/jetson-nano/batch"]) == 12
+    assert float(row["client/jetson-nano/weight_error"]) == 0.01
     assert "client/raspberry-pi-4/batch" not in row, "its batch is its loader's"
+    assert "client/raspberry-pi-4/weight_error" not in row, "its weights have all of their bits"

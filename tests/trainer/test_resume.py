@@ -70,6 +70,15 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, rule, every):
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("how", ["bfloat16", "int8"])
+def test_a_checkpoint_holds_the_servers_weights_with_all_of_their_bits(tmp_path, how):
+    options = {"cuts": ["net.0", "net.2", "end"], "round_steps": 1, "weight_compression": how}
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    whole, _ = fit(3, tmp_path, callbacks=[keep], **options)
+    resumed, _ = fit(3, tmp_path, ckpt_path=tmp_path / "step=12.ckpt", **options)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 def test_cuts_may_move_over_the_checkpoint(tmp_path):
     torch.manual_seed(1)
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
