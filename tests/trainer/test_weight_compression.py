@@ -144,6 +144,14 @@ def test_rounding_never_gets_into_the_servers_weights(how, processes):
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "int8"])
+def test_cuts_may_move(how):
+    policy = {"policy": "random", "seed": 3}
+    own, plain, _, strategy = train(None, how, module=Unmoved, policy=policy, round_steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), plain.parameters(), strict=True))
+    assert len({client.cut for round_ in strategy.rounds for client in round_.clients}) > 2
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "int8"])
 def test_a_look_in_mid_round_shows_the_servers_weights_and_exact_changes(how):
     class Looks(Callback):
         def on_train_batch_end(self, trainer, module, *_):
