@@ -66,6 +66,9 @@ class Recorded:
     def receive(self) -> Frame:
         return self.frames.get()
 
+    def close(self) -> None:
+        self.frames.put(Frame(Kind.GOODBYE))
+
 
 def smashed(module: Classifier, cut: Cut, batch: int) -> Frame:
     """What a client with that cut sends in a local step."""
@@ -100,7 +103,7 @@ class Part:
 
     def seconds(self, steps: int) -> float:
         """Seconds per local step of all clients."""
-        orders = [Orders(cut, steps) for cut in self.cuts]
+        orders = [Orders(cut, (1,) * steps) for cut in self.cuts]
         self.server.start_round(
             orders, {"accumulate": 1, "clip": None}, mixture=self.mixture, epoch=0, global_step=0, upload_state=False
         )
@@ -130,8 +133,6 @@ class Part:
     def close(self) -> None:
         """Ends the threads."""
         self.server.abandon()
-        for link in self.links:
-            link.frames.put(Frame(Kind.GOODBYE))
         self.server.join(timeout=5)
 
 

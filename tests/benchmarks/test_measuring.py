@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +130,11 @@ def test_what_is_at_work_when_time_is_up_ends_with_all_that_it_started(tmp_path,
 @pytest.mark.parametrize("lines", [[], ["text\n"], ["[1]\n"], ['{"a": 1}\n', "text\n"]])
 def test_a_last_line_that_is_no_object_is_no_figures(lines):
     assert run_all.figures_of(lines) is None
+
+
+def test_the_shared_pass_is_timed():
+    command = [sys.executable, "-m", "benchmarks.shared", "--clients", "2", "--batch", "2", "--steps", "1"]
+    ran = subprocess.run(
+        [*command, "--pairs", "1"], cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True
+    )
+    assert json.loads(ran.stdout.splitlines()[-1])["ratio"] > 0
