@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class Classifier(L.LightningModule):
@@ -47,6 +49,31 @@ def fit(module, data, strategy="auto", batch_size=16, epochs=2, **options):
     torch.manual_seed(2)
     trainer.fit(module, DataLoader(data, batch_size=batch_size))
     return trainer
+
+
+def go_on(module, loader, strategy, folder, epochs, path=None, callbacks=()):
+    """Trains in a fixed order, from the checkpoint `path` on if one is given; those of `callbacks` go to `folder`."""
+    trainer = L.Trainer(
+        strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
+        logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        enable_checkpointing=bool(callbacks),
+    )  # fmt: skip
+    trainer.fit(module, loader, ckpt_path=path)
+    return trainer
+
+
+class Augmented(Dataset):
+    """Each item draws from all three generators, as augmentations do."""
+
+    def __init__(self, samples: int) -> None:
+        self.vectors = vectors(samples)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, index):
+        x, y = self.vectors[index]
+        return x + 0.1 * torch.randn(12) + 0.1 * random.random() + 0.1 * float(np.random.rand()), y
 
 
 class Deterministic(Classifier):

@@ -41,7 +41,8 @@ class CarriedModels(WholeModels):
         letters = self._snapshots(weights=True, state=False)
         mean, _ = self._server.so_far()
         for letter in letters:
-            mean.add(self._whole_model(letter), letter.frame.about["samples"])
+            own, _ = self._server.side_of(letter)
+            mean.add(self._whole_model(letter.link, own), letter.frame.about["samples"])
         self._hold(mean)
 
     def gather_optimizer_state(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning_edgesplit.runtime import states
 from lightning_edgesplit.runtime.client import Client
-from lightning_edgesplit.runtime.dealing import check_dealt
 from lightning_edgesplit.runtime.inbox import Letter
 from lightning_edgesplit.runtime.link import Link
 from lightning_edgesplit.runtime.partition import ClientLoaders, leave_out
@@ -51,9 +50,6 @@ class Carrier(Client):
             self._structures = self._find_structures()
 
     def _greeting(self) -> dict[str, Any]:
-        if self._deals:
-            for client in self._greets:
-                check_dealt(self._loaders.of(client))
         return {"clients": [[client, self._loaders.extent(client)] for client in self._greets]}
 
     def _restore(self, order: Frame) -> None:

@@ -55,18 +55,21 @@ class WholeModels:
         uploads = self._letters(Kind.UPLOAD)
         if len(self._seats) == 1:
             torch.set_rng_state(uploads[0].frame.tensors[-2])
-        self._take_mean(uploads)
+        sides = [self._server.side_of(letter) for letter in uploads]
+        self._take_mean(uploads, [own for own, _ in sides])
         if self.averages_states:
-            self._mean_state = self._mean_of_states(uploads)
+            self._mean_state = self._mean_of_states(uploads, [more for _, more in sides])
         return uploads
 
     def snapshot(self) -> None:
         """Lets the module hold the mean of the models as they are in mid-round; the clients are not disturbed."""
-        self._take_mean(self._snapshots(weights=True, state=False))
+        letters = self._snapshots(weights=True, state=False)
+        self._take_mean(letters, [self._server.side_of(letter)[0] for letter in letters])
 
     def gather_optimizer_state(self) -> None:
         """Lets the Trainer's optimizer hold the weighted mean of the clients' states, as a checkpoint wants it."""
-        mean = self._mean_of_states(self._snapshots(weights=False, state=True))
+        letters = self._snapshots(weights=False, state=True)
+        mean = self._mean_of_states(letters, [letter.frame.tensors for letter in letters])
         self._server.optimizer.state = defaultdict(dict, {self._sides.parameters[n]: own for n, own in mean.items()})
 
     def positions(self) -> list[dict[str, Any]]:
@@ -138,29 +141,27 @@ class WholeModels:
         letters = [self._server.inbox.next(kind) for _ in active]
         return sorted(letters, key=lambda letter: letter.link)
 
-    def _take_mean(self, letters: Sequence[Letter]) -> None:
+    def _take_mean(self, letters: Sequence[Letter], sides: Sequence[dict[str, Tensor]]) -> None:
         samples = [letter.frame.about["samples"] for letter in letters]
         if not any(samples):
             return
-        models = [self._whole_model(letter) for letter in letters]
+        models = [self._whole_model(letter.link, own) for letter, own in zip(letters, sides, strict=True)]
         with torch.no_grad():
             for name in self._sides.names:
                 of_all = [model[name] for model in models]
                 same = all(tensor is of_all[0] for tensor in of_all)  # the one server-side model is not rounded
                 self._sides.set(name, of_all[0].clone() if same else weighted_mean(of_all, samples))
 
-    def _whole_model(self, letter: Letter) -> dict[str, Tensor]:
-        """A client's model, of which it has sent its side."""
-        seat = self._seats[letter.link]
-        own, _ = self._server.side_of(letter)
+    def _whole_model(self, client: int, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A client's model, with its own side of it as it is now."""
+        seat = self._seats[client]
         return {**seat.model, **seat.buffers_before, **own}
 
-    def _mean_of_states(self, letters: Sequence[Letter]) -> states.State:
+    def _mean_of_states(self, letters: Sequence[Letter], sent: Sequence[Sequence[Tensor]]) -> states.State:
+        """The mean of whole optimizer states, of which the clients have sent these tensors."""
         whole: list[states.State] = []
-        for letter in letters:
+        for letter, tensors in zip(letters, sent, strict=True):
             seat, about = self._seats[letter.link], letter.frame.about
-            upload = letter.frame.kind is Kind.UPLOAD
-            tensors = self._server.side_of(letter)[1] if upload else letter.frame.tensors
             own = states.read(seat.state, self._sides.parameters, self._sides.parameters)
             whole.append({**own, **states.unpack(about["state"], tensors)})
         mean = states.weighted_mean_of_states(whole, [letter.frame.about["samples"] for letter in letters])

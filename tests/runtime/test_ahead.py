@@ -10,27 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from small import Deterministic, fit, vectors
+from small import Augmented, Deterministic, fit, vectors
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_edgesplit import EdgeSplitStrategy
 from lightning_edgesplit.runtime.ahead import Ahead
 from lightning_edgesplit.scheduling import Fixed
-
-
-class Augmented(Dataset):
-    """Each item draws from all three generators."""
-
-    def __init__(self, samples: int = 40) -> None:
-        self.vectors = vectors(samples)
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def __getitem__(self, index):
-        x, y = self.vectors[index]
-        return x + torch.randn(12) + random.random() + float(np.random.rand()), y
 
 
 def sow() -> None:
@@ -41,7 +27,7 @@ def sow() -> None:
 
 @pytest.mark.parametrize("own_generator", [False, True])
 def test_what_is_loaded_ahead_is_what_comes_in_turn_and_nobody_notices(own_generator):
-    data = Augmented()
+    data = Augmented(40)
 
     def batches():
         generator = torch.Generator().manual_seed(5) if own_generator else None

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from small import Classifier, Deterministic, WithAdamW, fedavg, vectors
+from small import Augmented, Classifier, Deterministic, WithAdamW, fedavg, vectors
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from lightning_edgesplit import EdgeSplitStrategy
@@ -26,20 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*dataloader is not resumable"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
 ]
-
-
-class Noisy(Dataset):
-    """Each item draws from all three generators, as augmentations do."""
-
-    def __init__(self, samples: int = 76) -> None:
-        self.vectors = vectors(samples)
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def __getitem__(self, index):
-        x, y = self.vectors[index]
-        return x + 0.1 * torch.randn(12) + 0.1 * random.random() + 0.1 * float(np.random.rand()), y
 
 
 def fit(processes, module=Classifier, epochs=3, callbacks=(), ckpt_path=None, trainer_options=(), **options):
@@ -54,7 +40,7 @@ def fit(processes, module=Classifier, epochs=3, callbacks=(), ckpt_path=None, tr
         strategy=strategy, max_epochs=epochs, callbacks=list(callbacks), enable_checkpointing=checkpoints,
         **{**QUIET, **dict(trainer_options)},
     )  # fmt: skip
-    data = DataLoader(Noisy(), batch_size=4, shuffle=True)
+    data = DataLoader(Augmented(76), batch_size=4, shuffle=True)
     torch.manual_seed(9)
     trainer.fit(own, data, ckpt_path=ckpt_path)
     return own, trainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from small import fit
+from small import fit, go_on
 from test_overlap import Plain, same, vectors_of
 from torch.utils.data import DataLoader
 
@@ -253,15 +253,9 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch(tmp_path, arrivals, pro
         strategy = EdgeSplitStrategy(
             clients=profiles(), policy=Deals(*sizes), partition=PARTS, round_steps=2, processes=processes, timeout=30,
         )  # fmt: skip
-        trainer = L.Trainer(
-            strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
-            logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-            enable_checkpointing=bool(callbacks),
-        )  # fmt: skip
         torch.manual_seed(1)
         module = Indexed()
-        trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=path)
-        return module, trainer
+        return module, go_on(module, DataLoader(data, batch_size=4), strategy, tmp_path, epochs, path, callbacks)
 
     data = vectors_of(40)
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=arrivals, save_top_k=-1)
@@ -331,13 +325,8 @@ def test_loaders_that_cannot_be_dealt_anew_are_refused_before_any_process_starts
 def test_a_checkpoint_within_an_epoch_is_not_gone_on_with_in_other_units(tmp_path, before, after, word):
     def run(batches, epochs, path=None, callbacks=()):
         strategy = EdgeSplitStrategy(clients=2, policy=Joint(batches=batches, budget=50), round_steps=1, timeout=30)
-        trainer = L.Trainer(
-            strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
-            logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-            enable_checkpointing=bool(callbacks),
-        )  # fmt: skip
-        trainer.fit(start(), DataLoader(vectors_of(24), batch_size=4), ckpt_path=path)
-        return trainer
+        loader = DataLoader(vectors_of(24), batch_size=4)
+        return go_on(start(), loader, strategy, tmp_path, epochs, path, callbacks)
 
     within = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     end = ModelCheckpoint(tmp_path, filename="end", every_n_epochs=1)

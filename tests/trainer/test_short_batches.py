@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from small import fedavg, fit
+from small import fedavg, fit, go_on
 from test_overlap import Plain, Planned, same, vectors_of
 from torch.utils.data import DataLoader, Sampler
 
@@ -171,14 +171,8 @@ def test_a_run_goes_on_from_a_checkpoint_within_a_round_and_within_a_step(
             clients=2, policy=Planned(micro_batches=most), partition=[list(range(23)), list(range(23, 44))],
             processes=processes, timeout=30,
         )  # fmt: skip
-        trainer = L.Trainer(
-            strategy=strategy, max_epochs=epochs, deterministic=True, callbacks=list(callbacks), accelerator="cpu",
-            logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-            enable_checkpointing=bool(callbacks),
-        )  # fmt: skip
         module = start()
-        trainer.fit(module, DataLoader(data, batch_size=10), ckpt_path=path)
-        return module, trainer
+        return module, go_on(module, DataLoader(data, batch_size=10), strategy, tmp_path, epochs, path, callbacks)
 
     data = vectors_of(44)
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=arrivals, save_top_k=-1)
